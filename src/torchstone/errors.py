@@ -12,6 +12,7 @@ from collections.abc import Iterable
 __all__ = [
     "CorruptDataError",
     "DataNotFoundError",
+    "DivergedError",
     "MissingDependencyError",
     "SealedDataError",
     "StoreError",
@@ -37,6 +38,10 @@ class CorruptDataError(TorchstoneError, ValueError):
 
 class MissingDependencyError(TorchstoneError, ImportError):
     """An optional package is missing; the message holds the exact install command."""
+
+
+class DivergedError(TorchstoneError, ArithmeticError):
+    """Training left the finite numbers; the bench counts such a run as lost, with this reason."""
 
 
 class SealedDataError(TorchstoneError, RuntimeError):

@@ -73,6 +73,10 @@ def _no_log(name: str, value: float, step: int | None = None) -> None:
     return None
 
 
+def _no_snapshot(predictor: Any) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Cell:
     """All that an arm may know: experiment, case and replicate, with their seeds.
@@ -88,6 +92,8 @@ class Cell:
         device: where to compute.
         checkpoint: where a long run may save its state.
         log: ``log(name, value, step)`` adds a point to a curve.
+        snapshot: may be called after every epoch with the current predictor, from which the bench draws learning
+            curves; nothing comes back, so a method cannot profit from it.
     """
 
     experiment: str
@@ -100,6 +106,7 @@ class Cell:
     device: str = "cpu"
     checkpoint: Checkpoint = field(default_factory=_NoCheckpoint)
     log: Callable[..., None] = _no_log
+    snapshot: Callable[[Any], None] = _no_snapshot
 
     def seal(self, content: T) -> Sealed[T]:
         """Wrap test data so that they cannot be opened while an arm is tuned."""
@@ -343,6 +350,7 @@ class Track:
         study: ``study(data=..., model=..., arms=..., baseline=..., **options) -> Study`` builds the comparison.
         about: one or two sentences.
         data_help: which data it takes, and how clean validation and test data are found.
+        refit: ``refit(result, path, device=...)`` trains the winner on all data and saves it; ``None`` if it cannot.
     """
 
     name: str
@@ -350,3 +358,4 @@ class Track:
     study: Callable[..., Study]
     about: str = ""
     data_help: str = ""
+    refit: Callable[..., Any] | None = None

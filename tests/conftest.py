@@ -1,0 +1,56 @@
+"""What may be skipped: a test that needs more than the installation is required only where TORCHSTONE_REQUIRE names it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+if os.environ.get("TORCHSTONE_CHECK_SHAPES"):
+    from jaxtyping import install_import_hook
+
+    install_import_hook(
+        [f"torchstone.{package}" for package in ("noise", "models", "training", "data")], "beartype.beartype"
+    )
+
+REQUIRED = frozenset(filter(None, os.environ.get("TORCHSTONE_REQUIRE", "").split(",")))
+
+
+def _data_root() -> Path | None:
+    root = os.environ.get("TORCHSTONE_DATA")
+    return Path(root) if root and Path(root).is_dir() else None
+
+
+def _absent(marker: str) -> str:
+    """Why the tests with a marker cannot run here, or the empty string."""
+    if marker == "real_data" and _data_root() is None:
+        return "TORCHSTONE_DATA names no folder"
+    if marker == "compiler" and shutil.which("cc") is None:
+        return "no C compiler"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, name in (("real_data", "data"), ("compiler", "compiler")):
+        reason = _absent(marker)
+        if reason and name not in REQUIRED:
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets; without it a test marked `real_data` fails where data are required."""
+    root = _data_root()
+    assert root is not None, "TORCHSTONE_REQUIRE names data, but TORCHSTONE_DATA names no folder"
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes to the user's own store or cache."""
+    monkeypatch.setenv("TORCHSTONE_STORE", str(tmp_path / "results.db"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
