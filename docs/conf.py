@@ -1,6 +1,5 @@
 """Sphinx configuration."""
 
-
 import torchstone
 
 project = "torchstone"

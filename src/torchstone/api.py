@@ -6,7 +6,6 @@ The command line is a thin cover over this module.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +168,11 @@ def missing_need(need: str) -> str:
         import torch
 
         return "" if torch.cuda.is_available() else "it needs a GPU"
-    from torchstone import data
+    from torchstone.data import available
 
-    return data.missing(need)
+    rows = {row.name: row for row in available()}
+    if need not in rows:
+        raise did_you_mean("data set", need, rows)
+    if rows[need].status in ("ready", "partial"):
+        return ""
+    return f"it needs the data set {need!r}, which is {rows[need].status}: see `torchstone data get {need}`"

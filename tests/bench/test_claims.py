@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from torchstone.bench.claims import Claim
 from torchstone.errors import StudyError, UnknownNameError
 
 
-def row(derived: dict[str, float] | None = None, **arms: float | list[float] | Outcome) -> Row:
+def row(derived: dict[str, float] | None = None, **arms: float | Sequence[float | Outcome] | Outcome) -> Row:
     """A row in which each arm has metric `m`; a list spreads over cases a, b, c, ..."""
     outcomes = {}
     for arm, value in arms.items():
-        for case, v in zip("abcdef", value if isinstance(value, list) else [value], strict=False):
+        for case, v in zip("abcdef", value if isinstance(value, Sequence) else [value], strict=False):
             outcomes[arm, case] = v if isinstance(v, Outcome) else Outcome({"m": v}, cost={"steps": 100 * v})
     return Row(0, outcomes, derived or {})
 
@@ -69,7 +70,7 @@ def test_trend_is_the_sign_of_kendalls_statistic(values: list[float], falls: boo
     from scipy.stats import kendalltau
 
     assert Trend("m", "a", cases=("a", "b", "c"), falls=falls).w(row(a=values)) == w
-    tau = kendalltau([0, 1, 2], values).statistic
+    tau = float(kendalltau([0, 1, 2], values)[0])  # pyright: ignore[reportArgumentType]  # scipy has no stubs
     assert (0 if math.isnan(tau) else np.sign(tau)) * (-1 if falls else 1) == 2 * w - 1
 
 
@@ -133,7 +134,7 @@ def test_effects() -> None:
 
 
 def test_misspelt_metrics_are_named_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="unknown metric of arm '.' 'step': did you mean 'steps'"):
+    with pytest.raises(UnknownNameError, match=r"unknown metric of arm '.' 'step': did you mean 'steps'"):
         Higher("step", "a", "b").w(row(a=1.0, b=1.0))
     with pytest.raises(UnknownNameError, match="derived value 'slop': did you mean 'slope'"):
         Higher("slop", "").w(row({"slope": 1.0}, a=1.0))

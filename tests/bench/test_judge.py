@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from tests.fakes import rows, silent, two_arm_study
 
+from tests.fakes import rows, silent, two_arm_study
 from torchstone.bench import Arm, Experiment, Higher, Lower, Outcome, Study, Within
 from torchstone.bench.judge import Judgement, judge, judge_experiment, settled
 from torchstone.bench.verdict import Verdict

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes import two_arm_study
 from torchstone.bench.store import Store
 
+from tests.fakes import two_arm_study
 from torchstone.bench import Arm, Cell, Experiment, Higher, Outcome, Study, Uniform
 from torchstone.bench.runner import Event, Options, run_study
 from torchstone.bench.verdict import Verdict

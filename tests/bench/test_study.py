@@ -3,8 +3,8 @@ import math
 
 import numpy as np
 import pytest
-from tests.fakes import silent, two_arm_study
 
+from tests.fakes import silent, two_arm_study
 from torchstone.bench import (
     Arm,
     Cell,

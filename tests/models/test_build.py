@@ -31,7 +31,7 @@ def by_place(shape: tuple[int, ...], k: int, /) -> nn.Module:
 @pytest.fixture
 def plugin(monkeypatch):
     module = ModuleType("my_models")
-    module.by_name, module.NoArguments, module.number = by_name, NoArguments, 3
+    vars(module).update(by_name=by_name, NoArguments=NoArguments, number=3)
     monkeypatch.setitem(sys.modules, "my_models", module)
 
 
@@ -53,8 +53,10 @@ def test_building_draws_from_the_generator_alone():
 
 
 def test_the_trial_leaves_running_statistics_alone():
-    net = build(lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)), (4,), 3)
-    assert net[0].num_batches_tracked == 0
+    norm = nn.BatchNorm1d(4)
+    build(lambda: nn.Sequential(norm, nn.Linear(4, 3)), (4,), 3)
+    assert norm.num_batches_tracked == 0
+    assert norm.training
 
 
 @pytest.mark.parametrize("factory", [NoArguments, by_name, by_place, lambda: MLP(4, 3)])
@@ -74,7 +76,11 @@ def test_factory_by_name():
         ("resnet2", UnknownNameError, "unknown model 'resnet2': did you mean 'resnet20'?"),
         ("no_such_models:net", UnknownNameError, "there is no module 'no_such_models' for model no_such_models:net"),
         ("my_models:byname", UnknownNameError, "unknown model factory in my_models 'byname': did you mean 'by_name'?"),
-        ("my_models:NoArguments", ValueError, r"model my_models:NoArguments must give logits .*\(1, 5\).* gives \(1, 3\)"),
+        (
+            "my_models:NoArguments",
+            ValueError,
+            r"model my_models:NoArguments must give logits .*\(1, 5\).* gives \(1, 3\)",
+        ),
         ("my_models:number", TypeError, "my_models:number cannot be called: it is of type int"),
         (nn.Linear(4, 5), TypeError, "is a model already"),
         (lambda a, b, c: None, TypeError, r"must take \(input_shape, num_classes\) or nothing, but needs \(a, b, c\)"),

@@ -51,9 +51,8 @@ def test_two_blocks_in_a_row_differ():
 
 def test_global_stream_goes_on_as_if_untouched_even_after_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="inside"), seeded(generator()):
-        torch.rand(3)
-        raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="mat1"), seeded(generator()):
+        torch.mm(torch.rand(2, 3), torch.rand(2, 3))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -64,16 +63,24 @@ def test_without_generator_the_global_stream_is_used():
     assert not torch.equal(before, torch.get_rng_state())
 
 
+def test_a_device_that_hides_its_generator_is_refused():
+    with (
+        pytest.raises(ValueError, match="device mps does not let its global generator be saved"),
+        seeded(generator(), device=torch.device("mps")),
+    ):
+        pass
+
+
 def test_initialize_redraws_any_module_in_place():
     module = Custom()
-    module.norm.running_mean.fill_(7)
+    module.norm.get_buffer("running_mean").fill_(7)
     weight, bare = module.head.weight, module.bare.clone()
     before = torch.get_rng_state()
     assert initialize_(module, generator()) is module
     assert torch.equal(before, torch.get_rng_state())
     assert module.head.weight is weight
     assert torch.equal(module.bare, bare)
-    assert module.norm.running_mean.eq(0).all()
+    assert module.norm.get_buffer("running_mean").eq(0).all()
     again = initialize_(Custom(), generator())
     for name in ("attention", "recurrent", "norm", "head"):
         assert same(getattr(module, name), getattr(again, name)), name

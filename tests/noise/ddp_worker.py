@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from torchstone.noise import EarlyLearningRegularization, SparseOverparamLoss
 from torchstone.noise._batch import all_gather_rows
 
 SAMPLES, CLASSES, BATCH = 10, 3, 4
+
+
+def average_gradients(model: torch.nn.Module, world: int) -> None:
+    """What DistributedDataParallel does; it and torch.optim take a second to load, so this file does without."""
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world
+
+
+@torch.no_grad()
+def descend(rates: dict[torch.Tensor, float]) -> None:
+    """A step of plain SGD."""
+    for parameter, lr in rates.items():
+        assert parameter.grad is not None
+        parameter.add_(parameter.grad, alpha=-lr)
+        parameter.grad = None
 
 
 def train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
@@ -25,25 +42,24 @@ def train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(generator=generator)
-    network = model if world == 1 else DistributedDataParallel(model)
-    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)]
+    rates: dict[torch.Tensor, float] = dict.fromkeys(model.parameters(), 0.1)
     if kind == "elr":
         criterion = EarlyLearningRegularization(SAMPLES, CLASSES, dtype=torch.float64)
     else:
         criterion = SparseOverparamLoss(
             SAMPLES, CLASSES, variant=kind, init_std=0.3, dtype=torch.float64, generator=generator
         )
-        optimizers.append(torch.optim.SGD(criterion.param_groups(2.0, 3.0)))
+        rates |= {criterion.u: 2.0, criterion.v: 3.0}
     losses, gradients = [], []
     for step in range(6):
         index = torch.randperm(SAMPLES, generator=generator)[:BATCH]
         if step == 3:
             index[-1] = index[0]
         index = index[rank * BATCH // world : (rank + 1) * BATCH // world]
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss = criterion(network(x[index]), y[index], index)
+        loss = criterion(model(x[index]), y[index], index)
         loss.backward()
+        if world > 1:
+            average_gradients(model, world)
         if isinstance(criterion, EarlyLearningRegularization):
             if world > 1:
                 criterion.synchronize_targets(index)
@@ -52,8 +68,7 @@ def train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
             assert criterion.v.grad is not None
             gradients.append(criterion.v.grad.to_dense())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-        for optimizer in optimizers:
-            optimizer.step()
+        descend(rates)
         if kind == "paper" and isinstance(criterion, SparseOverparamLoss):
             criterion.project_(index)
         losses.append(loss.detach())
@@ -90,7 +105,8 @@ def main(rank: int, directory: Path) -> None:
     torch.set_num_threads(1)
     kinds = ("code", "paper", "elr")
     results = {f"{kind} alone": train(kind, 0, 1) for kind in kinds if rank == 0}
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    store = f"file://{directory}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=20))
     results |= {kind: train(kind, rank, 2) for kind in kinds} | {"ragged": ragged(rank)}
     torch.save(results, directory / f"{rank}.pt")
     dist.destroy_process_group()

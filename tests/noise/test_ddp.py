@@ -38,8 +38,8 @@ def results(tmp_path_factory) -> tuple[Results, Results]:
 
 @pytest.mark.parametrize("kind", ["code", "paper", "elr"])
 def test_two_processes_equal_one(results, kind):
-    first, second = (result[kind] for result in results)
-    alone = results[0][f"{kind} alone"]
+    first, second = (dict(result[kind]) for result in results)
+    alone = dict(results[0][f"{kind} alone"])
     torch.testing.assert_close((first.pop("loss") + second.pop("loss")) / 2, alone.pop("loss"))
     assert set(first) == set(second) == set(alone)
     for name, expected in alone.items():

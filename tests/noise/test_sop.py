@@ -232,6 +232,13 @@ def test_suggested_rates_grow_u_and_v_in_time_and_no_sooner(variant, epochs, ini
     assert max(slow[-1]) < 4 * math.sqrt(init_std)  # a twentieth of the rates: still cross entropy
 
 
+def test_v_overshoots_one_only_above_an_eighth_of_the_batch():
+    gentle = wrong_label_visits("code", 0.1, 8 / 8, start=1e-3, visits=60)
+    hasty = wrong_label_visits("code", 0.1, 8 / 4, start=1e-3, visits=60)
+    assert 0.99 < max(v for _, v in gentle) <= 1 + 1e-12
+    assert 1.001 < hasty[-1][1] == hasty[-10][1]  # and stays there
+
+
 def test_suggested_rates_by_hand():
     assert suggest_rates(40, 8, init_std=1e-4) == pytest.approx((9 * 40 / 6, 9 * 40 / 4))  # growth 1e4^(1/4) = 10
     assert suggest_rates(40, 4, init_std=1e-4, share=1.0) == pytest.approx((60.0, 90.0))

@@ -40,7 +40,7 @@ from torchstone.bench.sequential import fixed_verdict
 from torchstone.bench.significance import rank_sum_test, sign_flip_test, sign_test, signed_rank_test
 from torchstone.bench.verdict import Verdict
 
-__all__ = ["CLAIMS", "Comparison", "Effect", "compare", "probability_of_outperforming"]
+__all__ = ["CLAIMS", "Comparison", "Effect", "compare", "compare_strata", "probability_of_outperforming"]
 
 CLAIMS = ("superior", "noninferior", "equivalent", "ratio")
 
@@ -60,7 +60,7 @@ class Comparison:
         effect: how large the difference is.
         claim: the claim, one of :data:`CLAIMS`.
         paired: whether replicates were matched.
-        n: replicates of a and of b.
+        n: replicates of a and of b, on the data set that has the fewest.
         wins: comparisons that a wins: replicates, or pairs of runs; over all data sets.
         ties: comparisons that are tied.
         losses: comparisons that a loses.
@@ -170,10 +170,27 @@ def compare(
         >>> print(result.p, result.ci, result.verdict)
         0.9 (0.7, 1.0) reproduced
     """
+    strata, unmatched = _strata(a, b, paired)
+    return compare_strata(
+        strata, paired=paired, claim=claim, gamma=gamma, delta=delta, alpha=alpha, seed=seed, unmatched=unmatched
+    )
+
+
+def compare_strata(
+    strata: Strata,
+    *,
+    paired: bool = True,
+    claim: str = "superior",
+    gamma: float = 0.75,
+    delta: float | None = None,
+    alpha: float = 0.05,
+    seed: int = 0,
+    unmatched: int = 0,
+) -> Comparison:
+    """Do :func:`compare` on one pair of 1-D samples per data set, which (unpaired) may differ in size."""
     margin = _check_margin(claim, delta)
     check_float("gamma", gamma, 0.5, 1, open_high=True)
     check_float("alpha", alpha, 0, 0.5, open_low=True, open_high=True)
-    strata, unmatched = _strata(a, b, paired)
     if claim == "ratio":
         _check_positive(strata)
     judged = [(x, _to_beat(y, claim, margin)) for x, y in strata]
@@ -183,7 +200,7 @@ def compare(
     else:
         ci = rank_interval(*judged, alpha=alpha, seed=seed)
     effect = effect_size(strata, paired=paired, ratio=claim == "ratio", alpha=alpha, seed=seed)
-    n = (len(strata[0][0]), len(strata[0][1]))
+    n = (min(x.size for x, _ in strata), min(y.size for _, y in strata))
     verdict = fixed_verdict(min(n), ci, p_ahead, p_behind, gamma=gamma, alpha=alpha)
     p_value = _two_sided(judged, paired, claim, p_ahead, p_behind)
     if claim == "noninferior" and verdict in (Verdict.REPRODUCED, Verdict.NOT_MEANINGFUL):

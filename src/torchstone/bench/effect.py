@@ -91,7 +91,7 @@ def welch_error(strata: Strata, *, paired: bool) -> tuple[float, float]:
 
 def average(values: Sequence[float]) -> float:
     """Mean over data sets."""
-    return math.fsum(values) / len(values)
+    return sum(values) / len(values)
 
 
 def _mean_difference(strata: Strata) -> float:

@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike
 
 __all__ = ["confidence_sequence", "e_value", "log_e_value"]
 
+_SLACK = 1e-9  # sums of fractional scores are rounded
+
 
 def log_e_value(wins: ArrayLike, n: ArrayLike) -> Float[np.ndarray, " ..."]:
     r"""Natural logarithm of the e-process against P <= 1/2; :func:`e_value` says what it is.
@@ -39,7 +41,7 @@ def log_e_value(wins: ArrayLike, n: ArrayLike) -> Float[np.ndarray, " ..."]:
     from scipy.special import betainc, betaln
 
     k, total = np.asarray(wins, float), np.asarray(n, float)
-    if not np.all((k >= -1e-9) & (k <= total + 1e-9)):
+    if not np.all((k >= -_SLACK) & (k <= total + _SLACK)):
         raise ValueError(f"wins must lie in 0..n, but is {wins!r} with n = {n!r}")
     a, b = total - np.clip(k, 0, total) + 0.5, np.clip(k, 0, total) + 0.5
     with np.errstate(divide="ignore"):
@@ -99,16 +101,18 @@ def confidence_sequence(wins: float, n: int, *, alpha: float = 0.05) -> tuple[fl
         >>> [round(p, 4) for p in confidence_sequence(24, 29)]
         [0.5528, 0.9699]
     """
-    if not (n >= 0 and -1e-9 <= wins <= n + 1e-9):
+    if not (n >= 0 and -_SLACK <= wins <= n + _SLACK):
         raise ValueError(f"wins must lie in 0..n, but is {wins!r} with n = {n!r}")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie in (0, 1), but is {alpha!r}")
     if n == 0:
         return 0.0, 1.0
-    k = min(max(wins, 0.0), n)
+    k = 0.0 if wins < _SLACK else float(n) if wins > n - _SLACK else wins
     mixture = math.lgamma(k + 0.5) + math.lgamma(n - k + 0.5) - math.lgamma(n + 1) - math.log(math.pi)
 
     def outside(p: float) -> bool:
+        if not 0 < p < 1:  # an edge closer to 0 or 1 than floating point tells
+            return True
         fit = (k * math.log(p) if k else 0.0) + ((n - k) * math.log1p(-p) if n > k else 0.0)
         return mixture - fit >= -math.log(alpha)
 

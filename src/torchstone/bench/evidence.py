@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from torchstone.bench.multiplicity import adjust
 from torchstone.bench.result import Result
+from torchstone.bench.verdict import Verdict
 from torchstone.errors import CorruptDataError
 
-__all__ = ["load", "moved", "names", "record", "save", "smoke_values"]
+__all__ = ["adjusted_verdicts", "load", "moved", "names", "record", "save", "smoke_values"]
 
 
 def _folder() -> Any:
@@ -107,6 +109,28 @@ def moved(stored: Mapping[str, Any], smoke: Result, *, tolerance: float = 0.05) 
             if not same:
                 differences.append(f"{slot} {metric}: {old} when the evidence was made, {new} now")
     return differences
+
+
+def adjusted_verdicts(found: Mapping[str, Mapping[str, Any]], *, alpha: float = 0.05) -> dict[str, str]:
+    """Verdict of every study's primary claim, marked where it does not survive the adjustment over all studies.
+
+    The family are the studies whose verdict rests on an e-value, adjusted by e-BH: of those that survive, at most
+    ``alpha`` are expected to be wrong, however the studies depend on each other. A theorem needs no adjustment.
+
+    Args:
+        found: evidence by study.
+        alpha: share of wrong verdicts among the surviving ones.
+    """
+    primary = {name: next(v for v in stored["verdicts"] if v["primary"]) for name, stored in found.items()}
+    e_value = {Verdict.REPRODUCED: "e_value", Verdict.NOT_MEANINGFUL: "e_value", Verdict.REFUTED: "e_against"}
+    weighed = [name for name, claim in primary.items() if claim["verdict"] in e_value and not claim["always"]]
+    others = [name for name, claim in primary.items() if name not in weighed and not claim["always"]]
+    evidence = [primary[name][e_value[primary[name]["verdict"]]] for name in weighed] + [1.0] * len(others)
+    survives = dict(zip(weighed + others, adjust(evidence, "e-bh") <= alpha, strict=True))
+    return {
+        name: claim["verdict"] + ("" if name not in weighed or survives[name] else " (not after adjustment)")
+        for name, claim in primary.items()
+    }
 
 
 def save(evidence: Mapping[str, Any], path: Path) -> None:

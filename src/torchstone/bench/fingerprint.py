@@ -8,29 +8,235 @@ Names that a package merely re-exports are looked through, so a new method in a 
 Not in it, because none of it changes what a run computes:
 
 * comments, docstrings, formatting, and what stands under ``if TYPE_CHECKING:``;
-* claims, keywords ``claims=``, ``premises=`` and ``about=``, and the arguments of ``Arm``, ``Experiment``, ``Study``
-  and ``Track`` but ``shared=`` (hyper-parameters, sizes and data are in the identity of the run in their own right);
-* the bench itself, the command line, argument checks, and other libraries (recorded in the environment instead).
+* claims, the keywords ``claims=``, ``premises=`` and ``about=``, and the arguments of ``Arm``, ``Experiment``,
+  ``Study`` and ``Track`` but ``shared=`` (hyper-parameters, sizes and data are part of a run's identity on their own);
+* the bench itself, the command line, argument checks, and other libraries (the environment records their versions).
 
-A function without a source file (typed into a prompt or a notebook) is known by its byte code, and so are the
-functions and plain values that it takes from its own module; byte code differs between Python versions.
+A function without a source file (typed at a prompt or in a notebook) is known by its byte code, with that of the
+functions and the plain values that it uses from there. Byte code differs between Python versions.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
-import importlib.util
 import sys
+import sysconfig
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from torchstone.bench.identity import canonical_json
-from torchstone.bench.syntax import Module, read_module
+from torchstone.bench.identity import canonical_json, digest, module_name, qualified_name
+from torchstone.bench.syntax import Import, Source, left_out, read_source
 from torchstone.errors import StudyError
 
-__all__ = ["fingerprint", "modules_of"]
+__all__ = ["fingerprint", "sources"]
+
+TORCHSTONE = Path(__file__).resolve().parents[1]
+LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platlib", "purelib"))
+
+
+def fingerprint(run: Callable[..., Any]) -> str:
+    """The identity of an arm's code, in hexadecimal: see the module's description.
+
+    Of a ``functools.partial`` and of an instance of a dataclass it holds the function or class together with the
+    arguments or fields (those with ``compare=False`` left out).
+
+    Args:
+        run: a function, a partial, or an instance of a dataclass with ``__call__``.
+
+    Raises:
+        StudyError: for a lambda, a local function, or an argument or field without a stable identity.
+
+    Example:
+        >>> from torchstone.bench import Seeds
+        >>> fingerprint(Seeds) == fingerprint(Seeds), fingerprint(Seeds) == fingerprint(functools.partial(Seeds, 1))
+        (True, False)
+    """
+    return digest({"run": run, "sources": sources(run)})
+
+
+def sources(run: Callable[..., Any]) -> dict[str, str]:
+    """All code in the fingerprint: name of a module (or of a function without a file) -> hash, to see what changed."""
+    found: dict[str, str] = {}
+    canonical_json(run)  # refuses what has no identity before anything is read
+    for number, part in enumerate(_named_parts(run)):
+        found |= _sources_of(part, own=number == 0)
+    return found
+
+
+def _named_parts(value: Any) -> Iterator[Any]:
+    """The functions and classes in an arm's callable: the callable itself first, then those in its arguments."""
+    if isinstance(value, functools.partial):
+        for part in (value.func, value.args, value.keywords):
+            yield from _named_parts(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield type(value)
+        for field in fields(value):
+            if field.compare:
+                yield from _named_parts(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        yield from _named_parts(tuple(value.values()))
+    elif isinstance(value, tuple | list | set | frozenset):
+        for item in value:
+            yield from _named_parts(item)
+    elif hasattr(value, "__qualname__"):
+        yield value
+
+
+def _sources_of(part: Any, *, own: bool) -> dict[str, str]:
+    """The code behind a function or class; libraries have a version, unless the arm's ``own`` function is of one."""
+    file = _source_file(part)
+    if file is None:
+        return _loose_code(part)
+    if not own and not file.is_relative_to(TORCHSTONE) and any(map(file.is_relative_to, LIBRARIES)):
+        return {}
+    name = part.__name__ if isinstance(part, types.ModuleType) else part.__module__
+    home = _home(module_name(name), file)
+    return {name: source.digest for name, source in _closure(file, home).items()}
+
+
+def _source_file(part: Any) -> Path | None:
+    """The Python file that defines a function, class or module."""
+    module = part if isinstance(part, types.ModuleType) else sys.modules.get(part.__module__ or "")
+    code = getattr(part, "__code__", None)
+    file = Path(getattr(module, "__file__", None) or (code.co_filename if code else "")).resolve()
+    return file if file.is_file() and file.suffix not in (".so", ".pyd", ".pyc") else None
+
+
+# ---------------------------------------------------------------- modules with a file
+
+
+@dataclass(frozen=True)
+class _Home:
+    """A folder from which modules are imported, and the one package in it that counts (``""``: all it holds)."""
+
+    folder: Path
+    package: str = ""
+
+    def find(self, module: str) -> Path | None:
+        """File of a module of this home."""
+        if not module or left_out(module) or self.package not in ("", module.partition(".")[0]):
+            return None
+        path = self.folder.joinpath(*module.split("."))
+        candidates = (path / "__init__.py", path.with_name(f"{path.name}.py"))
+        return next((file for file in candidates if file.is_file()), None)
+
+    def name_of(self, file: Path) -> str:
+        """Name of the module in a file of this home."""
+        parts = file.relative_to(self.folder).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+HERE = _Home(TORCHSTONE.parent, "torchstone")
+
+
+def _home(name: str, file: Path) -> _Home:
+    """Where the imports of a module are looked for: in its own package, or beside a script."""
+    if file.is_relative_to(TORCHSTONE):
+        return HERE
+    parts = name.split(".")
+    is_package = file.name == "__init__.py"
+    path = file.parent if is_package else file.with_suffix("")
+    if [*path.parts[-len(parts) :]] == parts and (len(parts) > 1 or is_package):
+        return _Home(path.parents[len(parts) - 1], parts[0])
+    return _Home(file.parent, file.stem if file.parent in LIBRARIES else "")
+
+
+def _closure(start: Path, home: _Home) -> dict[str, Source]:
+    """The module in file ``start`` and all that it imports, transitively: name -> source."""
+    found: dict[str, Source] = {}
+    todo = {home.name_of(start): start}
+    while todo:
+        name, file = todo.popitem()
+        found[name] = source = read_source(file)
+        for target in _targets(name, source, home):
+            path = _find(target, home)
+            if path is not None and target not in found:
+                todo[target] = path
+    return found
+
+
+def _find(module: str, home: _Home) -> Path | None:
+    return home.find(module) or HERE.find(module)
+
+
+def _targets(name: str, source: Source, home: _Home) -> Iterator[str]:
+    """The modules that module ``name`` imports, or imports something from."""
+    for statement in source.imports:
+        base = _absolute(statement, name, source)
+        if not statement.names:
+            yield base
+        for wanted in statement.names:
+            yield _definer(base, wanted, home)
+
+
+def _absolute(statement: Import, name: str, source: Source) -> str:
+    """The module named by an import statement of module ``name``."""
+    if not statement.level:
+        return statement.module
+    parts = name.split(".")
+    up = statement.level - source.is_package
+    return ".".join(filter(None, (*parts[: len(parts) - up], statement.module)))
+
+
+def _definer(module: str, wanted: str, home: _Home) -> str:
+    """Where ``from module import wanted`` finds it: behind a re-export, in a submodule, or in the module itself."""
+    seen = set()
+    while (module, wanted) not in seen:
+        seen.add((module, wanted))
+        file = _find(module, home)
+        source = read_source(file) if file else None
+        if source is not None and source.is_package and wanted in source.exports:
+            statement, wanted = source.exports[wanted]
+            module = _absolute(statement, module, source)
+    inside = f"{module}.{wanted}".lstrip(".")
+    return inside if _find(inside, home) else module
+
+
+# ---------------------------------------------------------------- code without a file
+
+
+def _loose_code(part: Any) -> dict[str, str]:
+    """Byte code of a function or class without a file, and of what it takes from where it was typed in."""
+    found: dict[str, str] = {}
+    todo: list[tuple[str, Any]] = [("", part)]
+    while todo:
+        name, item = todo.pop()
+        if not (isinstance(item, types.ModuleType) or hasattr(item, "__qualname__")):
+            with contextlib.suppress(StudyError):  # what has no identity (a table of data, say) cannot count
+                found[name] = canonical_json(item)
+        elif _source_file(item) is not None:
+            found |= _sources_of(item, own=False)
+        elif isinstance(item, types.FunctionType | type) and (key := qualified_name(item)) not in found:
+            if isinstance(item, type):
+                found[key] = "class"
+                members = {n: v for n, v in vars(item).items() if isinstance(v, types.FunctionType) or n[:2] != "__"}
+                todo += [(f"{key}.{n}", v) for n, v in members.items()] + [("", base) for base in item.__bases__]
+            else:
+                found[key] = blake2b(_code_text(item.__code__, item.__doc__).encode(), digest_size=16).hexdigest()
+                used = _global_names(item.__code__) & item.__globals__.keys()
+                todo += [(f"{key}.{n}", item.__globals__[n]) for n in used]
+                todo.append((f"{key}()", (item.__defaults__, item.__kwdefaults__)))
+    return found
+
+
+def _code_text(code: types.CodeType, doc: str | None = None) -> str:
+    constants = [_constant_text(constant) for constant in code.co_consts if doc is None or constant != doc]
+    return ascii((code.co_code, code.co_names, constants))
+
+
+def _constant_text(constant: Any) -> str:
+    if isinstance(constant, types.CodeType):
+        return _code_text(constant)
+    if isinstance(constant, frozenset):  # its order differs from process to process
+        return ascii(sorted(map(_constant_text, constant)))
+    return f"{type(constant).__name__}:{constant!a}"
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    nested = (_global_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*nested)

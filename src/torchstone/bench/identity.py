@@ -151,9 +151,10 @@ def _plain(obj: Any, where: str) -> Any:
     if type(obj).__module__ == "torch" and type(obj).__name__ in ("device", "dtype", "layout", "memory_format"):
         return str(obj)
     if _is_named(obj):
-        if "<" in obj.__qualname__:
-            raise StudyError(f"{where} is {obj.__qualname__}: only functions and classes of a module have an identity")
-        return qualified_name(obj)
+        name = qualified_name(obj)
+        if "<" in name.rpartition(":")[2]:
+            raise StudyError(f"{where} is {name}: only functions and classes of a module have an identity")
+        return name
     kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
     raise StudyError(
         f"{where} is a {kind}, which has no stable identity: use numbers, strings, tuples, mappings, dataclasses, or "

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchstone.bench.claims import Claim
+from torchstone.bench.intervals import mean_interval
 from torchstone.bench.outcome import Row, complete_prefix
 from torchstone.bench.sequential import decide
 from torchstone.bench.study import Experiment, Study
@@ -205,6 +206,4 @@ def _effect(claim: Claim, rows: Sequence[Row]) -> tuple[float, tuple[float, floa
     effects = effects[~np.isnan(effects)]
     if effects.size < 2:
         return (float(effects[0]) if effects.size else float("nan")), (float("nan"), float("nan"))
-    resamples = np.random.default_rng(0).integers(effects.size, size=(10_000, effects.size))
-    low, high = np.quantile(effects[resamples].mean(axis=1), [0.025, 0.975])
-    return float(effects.mean()), (float(low), float(high))
+    return float(effects.mean()), mean_interval(effects)

@@ -97,6 +97,7 @@ class Result:
                 "kind": type(j.claim).__name__,
                 "primary": j.claim.primary,
                 "premise": j.premise,
+                "always": j.claim.always,
                 "verdict": str(j.verdict),
                 "decided": j.decided,
                 "reason": j.reason,

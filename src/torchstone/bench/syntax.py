@@ -19,9 +19,7 @@ DECLARATIONS = frozenset({"Arm", "Experiment", "Study", "Track"})
 PROSE = frozenset({"claims", "premises", "about"})
 UNIMPORTANT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
-# Statistics are the method under test of one study, so they are the one part of the bench that counts as code.
-NEVER = ("bench", "cli", "api", "errors", "catalogue", "evidence", "testing", "_checks")
-ALWAYS = "torchstone.bench.statistics"
+LEFT_OUT = frozenset({"bench", "cli", "api", "errors", "catalogue", "evidence", "testing", "_checks"})
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,12 @@ class Import:
 
 @dataclass(frozen=True)
 class Source:
-    """One source file: hash of its normalised tree, its imports, and what it re-exports: name -> (import, name)."""
+    """One source file: hash of its normalised tree, its imports, and what it imports by name at the top level."""
 
     path: Path
     digest: str
     imports: tuple[Import, ...]
-    exports: dict[str, tuple[Import, str]]
+    exports: dict[str, tuple[Import, str]]  # local name -> the statement, and the name there
 
     @property
     def is_package(self) -> bool:
@@ -50,8 +48,8 @@ class Source:
 
 def left_out(module: str) -> bool:
     """Whether a module of torchstone changes nothing that a run computes."""
-    first, _, rest = module.partition(".")
-    return first == "torchstone" and rest.split(".")[0] in NEVER and not f"{module}.".startswith(f"{ALWAYS}.")
+    package, _, rest = module.partition(".")
+    return package == "torchstone" and rest.partition(".")[0] in LEFT_OUT
 
 
 def read_source(path: Path) -> Source:
@@ -77,6 +75,7 @@ def _read(path: Path, mtime_ns: int, size: int) -> Source:
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
+        if alias.name != "*"
     }
     return Source(path, digest, tuple(dict.fromkeys(writer.imports)), exports)
 
@@ -93,11 +92,15 @@ class _Writer:
 
     def text(self, node: Any) -> str:
         if isinstance(node, ast.Constant):
-            return f"{type(node.value).__name__}:{ascii(node.value)}"  # ascii: printable characters differ by version
+            return f"{type(node.value).__name__}:{node.value!a}"  # ascii: printable characters differ by version
         if isinstance(node, list):
             return f"[{','.join(self.text(item) for item in self._kept(node))}]"
         if not isinstance(node, ast.AST):
             return ascii(node)
+        if isinstance(node, ast.Import):
+            self.imports += [Import(alias.name) for alias in _aliases(node)]
+        elif isinstance(node, ast.ImportFrom):
+            self.imports.append(Import(node.module or "", tuple(a.name for a in _aliases(node)), node.level))
         parts = []
         for name, value in self._fields(node):
             if value is None or value == [] or name in UNIMPORTANT or self._is_claim(value):
@@ -122,17 +125,10 @@ class _Writer:
             yield "value", node.value
             yield "conversion", node.conversion
             yield "format_spec", _merged(node.format_spec.values)
-        elif isinstance(node, ast.Import):
-            aliases = [alias for alias in node.names if not left_out(alias.name)]
-            self.imports += [Import(alias.name) for alias in aliases]
-            yield "names", aliases
-        elif isinstance(node, ast.ImportFrom):
-            aliases = [alias for alias in node.names if node.level or not left_out(f"{node.module}.{alias.name}")]
-            if aliases:
-                self.imports.append(Import(node.module or "", tuple(alias.name for alias in aliases), node.level))
-            yield "names", aliases
-            yield "module", node.module if aliases else None
-            yield "level", node.level
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield "names", _aliases(node)
+            yield "module", getattr(node, "module", None)
+            yield "level", getattr(node, "level", 0)
         else:
             yield from ast.iter_fields(node)
 
@@ -142,7 +138,7 @@ class _Writer:
             if isinstance(node, ast.If) and _is_type_checking(node.test):
                 yield from self._kept(node.orelse)
             elif isinstance(node, ast.Import | ast.ImportFrom):
-                if dict(self._fields(node))["names"]:
+                if _aliases(node):
                     yield node
             elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
                 if not self._is_claim(node.value):
@@ -169,11 +165,12 @@ class _Writer:
         """The bench's own name of a called function; the empty string if it is not the bench's."""
         if isinstance(function, ast.Name):
             return self.words.get(function.id, "")
-        root = function
+        if not isinstance(function, ast.Attribute):
+            return ""
+        root = function.value
         while isinstance(root, ast.Attribute):
             root = root.value
-        from_bench = isinstance(function, ast.Attribute) and isinstance(root, ast.Name) and root.id in self.words
-        return function.attr if from_bench else ""
+        return function.attr if isinstance(root, ast.Name) and root.id in self.words else ""
 
 
 def _bench_words(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -192,13 +189,19 @@ def _bench_words(tree: ast.Module) -> Iterator[tuple[str, str]]:
                     yield alias.asname or "torchstone", "torchstone"
 
 
+def _aliases(node: ast.Import | ast.ImportFrom) -> list[ast.alias]:
+    """What an import statement imports, without what is left out."""
+    prefix = "" if isinstance(node, ast.Import) or node.level else f"{node.module}."
+    return [alias for alias in node.names if not left_out(prefix + alias.name)]
+
+
 def _is_type_checking(test: ast.expr) -> bool:
     name = test.attr if isinstance(test, ast.Attribute) else test.id if isinstance(test, ast.Name) else ""
     return name == "TYPE_CHECKING"
 
 
 def _merged(values: list[ast.expr]) -> list[ast.expr]:
-    """Parts of an f-string with neighbouring literals joined and empty ones dropped: versions split them differently."""
+    """Parts of an f-string, neighbouring literals joined and empty ones dropped: versions split them differently."""
     merged: list[ast.expr] = []
     for value in values:
         if isinstance(value, ast.Constant) and not value.value:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torchstone.bench.verdict import Verdict
 
-__all__ = ["SCOPE", "SMOKE", "TONES", "duration", "evidence", "hyper", "interval", "number", "signed", "spread"]
+__all__ = ["DASH", "SCOPE", "SMOKE", "TONES", "duration", "evidence", "hyper", "interval", "number", "signed", "spread"]
+
+DASH = "\N{EN DASH}"  # where there is no number
 
 SCOPE = (
     "The replicates resample this data set and these seeds, given one tuning outcome per arm. "
@@ -37,7 +39,7 @@ def number(value: float, digits: int = 3) -> str:
         ('0.912', '1234', '–')
     """
     if not math.isfinite(value):
-        return "–" if math.isnan(value) else f"{'-' * (value < 0)}∞"
+        return DASH if math.isnan(value) else f"{'-' * (value < 0)}∞"
     if 1000 <= abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:.{digits}g}"
@@ -54,13 +56,13 @@ def signed(value: float) -> str:
 
 
 def interval(ends: tuple[float, float], write: Any = number) -> str:
-    """Both ends of an interval, or a dash.
+    """Both ends of an interval, or nothing.
 
     Example:
         >>> interval((0.5432, 0.98))
-        '0.543 to 0.98'
+        '[0.543, 0.98]'
     """
-    return "–" if any(map(math.isnan, ends)) else f"{write(ends[0])} to {write(ends[1])}"
+    return "" if any(map(math.isnan, ends)) else f"[{write(ends[0])}, {write(ends[1])}]"
 
 
 def spread(mean: float, deviation: float) -> str:

@@ -29,7 +29,7 @@ def from_arrays(x: Any, y: Any, *, name: str, class_names: Sequence[str] | None 
     """Make a data set of inputs and labels (numpy arrays, tensors or nested lists) under the conventions above.
 
     Shapes:
-        ``x`` (n, ...); grey images (n, height, width) of ``uint8`` become (n, 1, height, width), and (n, height, width,
+        ``x`` (n, features) or more; grey images (n, height, width) of ``uint8`` become (n, 1, height, width), and (n, height, width,
         channels) becomes (n, channels, height, width); ``y`` (n,).
 
     Raises:
@@ -80,7 +80,7 @@ def read_npz(path: Path, *, test: Path | None = None) -> TensorData:
         CorruptDataError: if it is not an ``.npz`` file of plain arrays, or they are not those of a labelled set.
     """
     arrays = _read_arrays(path)
-    names = [str(c) for c in arrays.pop("class_names")] if "class_names" in arrays else None
+    names = arrays.pop("class_names").tolist() if "class_names" in arrays else None
     data = from_arrays(arrays.pop("x"), arrays.pop("y"), name=path.stem, class_names=names)
     inside = {"x_test", "y_test"} & arrays.keys()
     if len(inside) == 1 or (inside and test is not None):
@@ -119,8 +119,11 @@ def _numpy(values: Any) -> np.ndarray:
 def _inputs(x: np.ndarray, name: str) -> Tensor:
     if x.dtype.kind not in "biuf":
         raise CorruptDataError(f"data {name!r}: x must hold numbers, but has dtype {x.dtype}")
+    if x.ndim < 2:
+        raise CorruptDataError(f"data {name!r}: x must have shape (n, features) or more, but has {x.shape}")
     if x.dtype != np.uint8:
-        return torch.from_numpy(x.astype(np.float32))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as such
+            return torch.from_numpy(x.astype(np.float32))
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS:
@@ -134,12 +137,13 @@ def _labels(y: np.ndarray, name: str, class_names: Sequence[str] | None) -> tupl
     if y.ndim != 1 or y.dtype.kind not in "biuUS":
         has = f"has dtype {y.dtype} and shape {y.shape}"
         raise CorruptDataError(f"data {name!r}: y must be class numbers or strings of shape (n,), but {has}")
+    names = None if class_names is None else tuple(str(c) for c in class_names)
     if y.dtype.kind in "US":
         values = y.astype(str).tolist()
-        names = tuple(class_names) if class_names is not None else tuple(sorted(set(values)))
+        names = tuple(sorted(set(values))) if names is None else names
         return _number(values, names, name), names
-    if class_names is not None:
-        return torch.from_numpy(y.astype(np.int64)), tuple(class_names)
+    if names is not None:
+        return torch.from_numpy(y.astype(np.int64)), names
     present = np.unique(y).tolist()
     if present != list(range(len(present))):
         gap = next(i for i, c in enumerate(present) if c != i)
@@ -164,7 +168,7 @@ def _short(values: Sequence[Any]) -> str:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as error:
         raise DataNotFoundError(f"there is no file {path}") from error

@@ -86,9 +86,9 @@ def read_cifar10(folder: Path | str) -> TensorData:
 def add_cifar10n(folder: Path | str, cifar10: TensorData) -> TensorData:
     """Add the human labels of CIFAR-10N to CIFAR-10, as columns; ``y`` stays clean.
 
-    ``random1`` to ``random3`` are the labels of single annotators, ``aggre`` their majority, ``worse`` a wrong one among
-    them where there is one. If ``side_info_cifar10N.csv`` is there too, ``worker1`` to ``worker3`` and ``time1`` to
-    ``time3`` are the annotators' ids and the seconds they took, recorded per ten images.
+    ``random1`` to ``random3`` are the labels of single annotators, ``aggre`` their majority, ``worse`` a wrong one
+    among them where there is one. If ``side_info_cifar10N.csv`` is there too, ``worker1`` to ``worker3`` and ``time1``
+    to ``time3`` are the annotators' ids and the seconds they took, recorded per ten images.
 
     Shapes:
         each column (n,) int64.

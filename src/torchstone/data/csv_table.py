@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from torchstone.data.tensors import TensorData
 from torchstone.errors import CorruptDataError, DataNotFoundError, did_you_mean
 
 __all__ = ["read_csv"]
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_csv(path: Path, *, label: str = "label", test: Path | None = None) -> TensorData:
@@ -77,8 +78,8 @@ def _number(cell: str, path: Path, row: int, column: str) -> float:
     except ValueError:
         what = f"holds {cell!r}, which is not a number" if cell.strip() else "is empty"
         raise CorruptDataError(f"{path}: row {row}, column {column!r} {what}") from None
-    if not math.isfinite(value):
-        raise CorruptDataError(f"{path}: row {row}, column {column!r} holds {cell!r}, which is not a finite number")
+    if not abs(value) <= _LARGEST:  # NaN too
+        raise CorruptDataError(f"{path}: row {row}, column {column!r} holds {cell!r}, not a finite number (of 32 bits)")
     return value
 
 

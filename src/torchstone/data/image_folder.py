@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from torchstone._checks import check_int
 from torchstone.data.tensors import TensorData
 from torchstone.errors import CorruptDataError, DataNotFoundError, require
 
@@ -34,6 +35,8 @@ def read_image_folder(folder: Path, *, size: tuple[int, int] | None = None, test
             empty, or there are fewer than two.
         MissingDependencyError: without Pillow.
     """
+    if size is not None:
+        size = (check_int("height", size[0], 1), check_int("width", size[1], 1))
     if test is None and (folder / "train").is_dir() and (folder / "test").is_dir():
         train, test = folder / "train", folder / "test"
     else:

@@ -87,9 +87,8 @@ class _Unpickler(_PythonUnpickler):
         return result
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {**_constructors(), **(_sparse() if module.startswith("scipy.sparse") else {})}
         try:
-            return allowed[module, name]
+            return (_sparse() if module.startswith("scipy.sparse") else _constructors())[module, name]
         except KeyError:
             raise CorruptDataError(
                 f"{self.source}: it refers to {f'{module}.{name}'!r}, which data may not; it was not executed"
@@ -125,6 +124,7 @@ def _constructors() -> dict[tuple[str, str], Any]:
     allowed: dict[tuple[str, str], Any] = {
         (module, kind.__name__): kind for kind in plain for module in ("builtins", "__builtin__")
     }
+    allowed |= {("__builtin__", "xrange"): range, ("__builtin__", "unicode"): str, ("__builtin__", "long"): int}
     allowed["collections", "OrderedDict"] = collections.OrderedDict
     allowed["collections", "defaultdict"] = collections.defaultdict
     allowed["_codecs", "encode"] = _latin1

@@ -24,8 +24,8 @@ __all__ = ["IndexedDataset", "TensorData"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TensorData:
-    """A labelled data set in memory; also a map-style dataset of pairs ``(x[i], y[i])``.
+class TensorData(Dataset[tuple[Tensor, Tensor]]):
+    """A labelled data set in memory, and so a map-style dataset of pairs ``(x[i], y[i])``.
 
     Attributes:
         x: the inputs.
@@ -145,8 +145,10 @@ class TensorData:
         if self.y.ndim != 1 or self.x.ndim < 1:
             raise CorruptDataError(f"{what}: y must have shape (n,), but has {tuple(self.y.shape)}")
         for name, tensor in (("y", self.y), *((f"column {k!r}", v) for k, v in self.columns.items())):
-            if len(tensor) != len(self.x):
-                raise CorruptDataError(f"{what}: x has {len(self.x)} samples, but {name} has {len(tensor)}")
+            if tensor.shape[:1] != self.x.shape[:1]:
+                raise CorruptDataError(
+                    f"{what}: x has {len(self.x)} samples, but {name} has shape {tuple(tensor.shape)}"
+                )
         if self.x.numel() == 0:
             raise CorruptDataError(f"{what}: it is empty (x has shape {tuple(self.x.shape)})")
         outside = (self.y < 0) | (self.y >= self.num_classes)
@@ -182,7 +184,7 @@ class IndexedDataset(Dataset[tuple[Any, Any, int]]):
         [([5, 6], [0, 1]), ([7], [2])]
     """
 
-    def __init__(self, dataset: Dataset[Any] | TensorData) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         if isinstance(dataset, IterableDataset) or not (
             hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         ):

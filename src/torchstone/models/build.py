@@ -75,8 +75,8 @@ def build(
     return model
 
 
-def _resolve(name: str) -> Callable[..., nn.Module]:
-    """Return the factory that ``name`` means."""
+def _resolve(name: str) -> Any:
+    """Return the factory that ``name`` means; of a user's module that can be anything."""
     if ":" not in name:
         if name not in MODELS:
             raise did_you_mean("model", name, [*MODELS, "module:factory"])
@@ -94,7 +94,7 @@ def _resolve(name: str) -> Callable[..., nn.Module]:
 
 
 def _arguments(
-    name: str, make: Callable[..., Any], shape: tuple[int, ...], num_classes: int
+    name: str, make: Any, shape: tuple[int, ...], num_classes: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the named arguments to call ``make`` with."""
     if isinstance(make, nn.Module):

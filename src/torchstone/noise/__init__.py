@@ -2,7 +2,8 @@
 
 from torchstone.noise.elr import EarlyLearningRegularization, early_learning_penalty, updated_targets
 from torchstone.noise.gce import GeneralizedCrossEntropy, generalized_cross_entropy
-from torchstone.noise.sop import Rates, SparseOverparamLoss, sparse_overparam_loss, suggest_rates
+from torchstone.noise.sop import SparseOverparamLoss, sparse_overparam_loss
+from torchstone.noise.sop_rates import Rates, suggest_rates
 
 __all__ = [
     "EarlyLearningRegularization",

@@ -15,10 +15,8 @@ does nothing on projected rows; a consistency term without a second view is an e
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sized
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +27,6 @@ from torchstone._checks import check_float, check_int, check_one_of
 from torchstone.noise._batch import all_gather_rows, check_batch, check_sample_index, upcast
 
 __all__ = [
-    "Rates",
     "SparseOverparamLoss",
     "balance_term",
     "consistency_term",
@@ -38,7 +35,6 @@ __all__ = [
     "noise_masses",
     "sparse_overparam_loss",
     "squared_head",
-    "suggest_rates",
 ]
 
 VARIANTS = ("code", "paper")
@@ -52,9 +48,8 @@ def noise_masses(
     U = clip(u^2 y, 0, 1) and V = clip(v^2 (1 - y), 0, 1) with the one-hot label y. The noise is s = U - V. A negative
     target (label unknown) has no U.
     """
-    given = _one_hot(target, v.shape[1])
-    zero = v.new_zeros(())
-    return torch.where(given, u.square().clamp(0, 1), zero), torch.where(given, zero, v.square().clamp(0, 1))
+    y = _one_hot(target, v)
+    return u.square().clamp(max=1) * y, v.square().clamp(max=1) * (1 - y)
 
 
 def corrected_probabilities(
@@ -84,9 +79,8 @@ def squared_head(
     target: Int64[Tensor, " batch"],
 ) -> Float[Tensor, ""]:
     """Mean over the batch of ||h + U - V - y||^2, h the one-hot prediction: trains v (and u), never the network."""
-    classes = logits.shape[1]
-    miss = _one_hot(logits.argmax(1), classes).to(put.dtype) - _one_hot(target, classes).to(put.dtype)
-    return (miss + put - taken).square().sum(1).mean()
+    h, y = _one_hot(logits.argmax(1), put), _one_hot(target, put)
+    return (h + put - taken - y).square().sum(1).mean()
 
 
 def balance_term(q: Float[Tensor, "batch classes"], *, eps: float = 1e-4) -> Float[Tensor, ""]:
@@ -115,11 +109,12 @@ def sparse_overparam_loss(
 ) -> Float[Tensor, ""]:
     r"""The loss of a batch, given its rows of u and v; :class:`SparseOverparamLoss` keeps them and checks the input.
 
-    L = cross-entropy head + squared head + lambda_balance \* balance + lambda_consistency \* consistency.
+    L = cross-entropy head + squared head + lambda_balance \* balance + lambda_consistency \* consistency. In
+    ``variant="paper"`` the squared head does not move u.
 
     Shapes: ``logits``, ``v``, ``logits_aug`` (batch, classes); ``u`` (batch, 1); ``target`` (batch,); returns a scalar.
     Cost: O(batch x classes).
-    Raises: nothing of its own.
+    Raises: ValueError on an unknown variant, or if the consistency term lacks ``logits_aug``.
     Source: Liu et al., ICML 2022, Algorithm 1; the last two terms make SOP+.
 
     Example:
@@ -127,70 +122,27 @@ def sparse_overparam_loss(
         >>> sparse_overparam_loss(zero, torch.tensor([0]), zero[:, :1], zero)  # log 2 + 0: the tie goes to class 0
         tensor(0.6931)
     """
+    check_one_of("variant", variant, VARIANTS)
     put, taken = noise_masses(u, v, target)
     q = corrected_probabilities(logits, put, taken, eps=eps)
     put_squared = put.detach() if variant == "paper" else put
     loss = cross_entropy_head(q, target) + squared_head(logits, put_squared, taken, target)
     if lambda_balance:
         loss = loss + lambda_balance * balance_term(q, eps=eps)
-    if lambda_consistency and logits_aug is not None:
+    if lambda_consistency:
+        if logits_aug is None:
+            raise ValueError(f"lambda_consistency is {lambda_consistency:g}: give logits_aug, those of a second view")
         loss = loss + lambda_consistency * consistency_term(logits, logits_aug)
     return loss
-
-
-class Rates(NamedTuple):
-    """Learning rates of u and v."""
-
-    lr_u: float
-    lr_v: float
-
-
-def suggest_rates(
-    batch_size: int, epochs: int, *, init_std: float = 1e-8, share: float = 0.5, variant: str = "code"
-) -> Rates:
-    """Rates at which u and v grow from ``init_std`` to 1 within ``share`` of the epochs (at least one).
-
-    Each epoch visits a sample once. While V << 1, a visit at which the network predicts class c multiplies v_ic by
-    1 + 4 lr_v / B. While U << 1, a visit at which the given label has probability p and is not the prediction
-    multiplies u_i by 1 + (2 lr_u / B) ((1 - p) / p + 2). Such a label has p <= 1/2, so that is at least 1 + 6 lr_u / B
-    (in ``variant="paper"`` the summand 2 is missing: 1 + 2 lr_u / B). The growth that takes both to 1 in time is
-    g = init_std^(-1 / (share x epochs)), reached at
-
-        lr_v = (g - 1) B / 4        lr_u = (g - 1) B / 6   (``"paper"``: (g - 1) B / 2).
-
-    Far below these rates nothing happens: the loss is cross entropy. B is the batch of all processes together. Only
-    log(init_std) / epochs matters, so a short schedule can start higher (give the same ``init_std`` to the loss). Do so
-    when lr_v > B / 4: from there on v overshoots 1, where the clip of ``variant="code"`` holds it for good. For 120
-    epochs of B = 128 this gives 7.7 and 11.5, where the authors use 10 and 10 (CIFAR-10) or 1 and 10 (CIFAR-100).
-
-    Cost: O(1).
-    Raises: ValueError if an argument is outside its range.
-    Source: the linearised SGD step of the loss; Liu et al., ICML 2022, table A.1, for comparison.
-
-    Example:
-        >>> "u {:.1f}, v {:.1f}".format(*suggest_rates(128, 120))
-        'u 7.7, v 11.5'
-        >>> "u {:.1f}, v {:.1f}".format(*suggest_rates(128, 30))  # v > 128 / 4: start higher
-        'u 51.5, v 77.3'
-        >>> "u {:.1f}, v {:.1f}".format(*suggest_rates(128, 30, init_std=1e-2))
-        'u 7.7, v 11.5'
-    """
-    check_int("batch_size", batch_size, 1)
-    check_int("epochs", epochs, 1)
-    check_float("init_std", init_std, 0, 1, open_low=True, open_high=True)
-    check_float("share", share, 0, 1, open_low=True)
-    check_one_of("variant", variant, VARIANTS)
-    gain = math.expm1(-math.log(init_std) / max(share * epochs, 1))
-    return Rates(lr_u=gain * batch_size / (2 if variant == "paper" else 6), lr_v=gain * batch_size / 4)
 
 
 class SparseOverparamLoss(nn.Module):
     """SOP loss: keeps u and v of every training sample and updates only the rows of the batch.
 
-    Train u and v by an optimiser of their own, plain SGD at constant rates (:func:`suggest_rates`)::
+    Train u and v by an optimiser of their own, plain SGD at constant rates::
 
         criterion = SparseOverparamLoss(len(dataset), num_classes, generator=generator)
-        noise_optimizer = torch.optim.SGD(criterion.param_groups(lr_u=7.7, lr_v=11.5))
+        noise_optimizer = torch.optim.SGD(criterion.param_groups(*suggest_rates(batch_size, epochs)))
         for x, y, index in loader:                   # index: position in the data set, not in the batch
             loss = criterion(model(x), y, index)
             optimizer.zero_grad(), noise_optimizer.zero_grad()
@@ -204,6 +156,9 @@ class SparseOverparamLoss(nn.Module):
     for their range; on an accelerator only the gather itself asserts the range, because reading values would stall
     every step. That ``logits`` are not probabilities cannot be checked. NaN logits give a NaN loss, as in torch's
     losses; an empty batch has loss 0.
+
+    Afterwards :meth:`noise_score` ranks the samples by how likely their label is wrong. :meth:`noise` and
+    :meth:`corrected_targets` return a number per sample and class: ask for some samples at a time where v is large.
 
     Several processes: a ``DistributedSampler`` deals the samples out anew each epoch, so all processes must hold the
     same rows. Build the loss with equal generators and call :meth:`synchronize_gradients` before the optimiser's step.
@@ -287,10 +242,6 @@ class SparseOverparamLoss(nn.Module):
             raise ValueError(
                 f"logits_aug must have the shape of logits {tuple(logits.shape)}, but has {tuple(logits_aug.shape)}"
             )
-        if logits_aug is None and self.lambda_consistency:
-            raise ValueError(
-                f"lambda_consistency is {self.lambda_consistency:g}: give logits_aug, the logits of a second view"
-            )
         if not len(logits):
             return upcast(logits).sum()
         if self.training:
@@ -351,7 +302,9 @@ class SparseOverparamLoss(nn.Module):
         rows = torch.cat(parts) / len(parts)
         index, labels = ids.unbind(1)
         self.labels[index] = labels
-        for parameter, values in ((self.u, rows[:, :1]), (self.v, rows[:, 1:])):
+        for parameter, columns in ((self.u, rows[:, :1]), (self.v, rows[:, 1:])):
+            # torch adds a single sparse row by its stride: that of a slice would reach into the next row.
+            values = columns.clone(memory_format=torch.contiguous_format)
             parameter.grad = torch.sparse_coo_tensor(
                 index.unsqueeze(0), values, parameter.shape, check_invariants=False
             )
@@ -360,21 +313,20 @@ class SparseOverparamLoss(nn.Module):
     @torch.no_grad()
     def noise(self, index: Int64[Tensor, " rows"] | None = None) -> Float[Tensor, "rows classes"]:
         """Estimated noise s = U - V of the samples ``index`` (all if ``None``); 0 for samples never visited."""
-        labels, u, v = self._state(index)
-        put, taken = noise_masses(u, v, labels)
-        return (put - taken) * (labels >= 0).unsqueeze(1)
+        rows = self._select(index)
+        put, taken = noise_masses(upcast(self.u[rows]), upcast(self.v[rows]), self.labels[rows])
+        return (put - taken) * (self.labels[rows] >= 0).unsqueeze(1)
 
     @torch.no_grad()
     def noise_score(self, index: Int64[Tensor, " rows"] | None = None) -> Float[Tensor, " rows"]:
         """U at the given label, in [0, 1]: the higher, the more likely the label is wrong."""
-        _, u, _ = self._state(index)
-        return u.squeeze(1).square().clamp(0, 1)
+        return upcast(self.u[self._select(index)]).squeeze(1).square().clamp(max=1)
 
     @torch.no_grad()
     def corrected_targets(self, index: Int64[Tensor, " rows"] | None = None) -> Float[Tensor, "rows classes"]:
         """Estimated clean labels: max(y - s, 0), divided by its sum; uniform where nothing is left or was ever seen."""
-        labels, _, v = self._state(index)
-        left = (_one_hot(labels, self.num_classes).to(v.dtype) - self.noise(index)).clamp(min=0)
+        noise = self.noise(index)
+        left = (_one_hot(self.labels[self._select(index)], noise) - noise).clamp(min=0)
         total = left.sum(1, keepdim=True)
         return torch.where(total > 0, left / total, 1 / self.num_classes)
 
@@ -383,7 +335,8 @@ class SparseOverparamLoss(nn.Module):
         if len(dataset) != self.num_samples:
             raise ValueError(f"num_samples is {self.num_samples}, but the data set has {len(dataset)} samples")
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
+        """Arguments, as ``print(module)`` shows them."""
         return f"{self.num_samples}, {self.num_classes}, eps={self.eps:g}, variant={self.variant!r}"
 
     def _rows(self, parameter: Tensor, index: Tensor, like: Tensor) -> Tensor:
@@ -391,11 +344,8 @@ class SparseOverparamLoss(nn.Module):
         rows = F.embedding(index.to(parameter.device), parameter, sparse=True)
         return rows.to(like.device, like.dtype)
 
-    def _state(self, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if index is None:
-            return self.labels, upcast(self.u), upcast(self.v)
-        rows = index.to(self.u.device)
-        return self.labels[rows], upcast(self.u[rows]), upcast(self.v[rows])
+    def _select(self, index: Tensor | None) -> Tensor | slice:
+        return slice(None) if index is None else index.to(self.u.device)
 
     @torch.no_grad()
     def _note_labels(self, index: Tensor, target: Tensor) -> None:
@@ -411,8 +361,9 @@ class SparseOverparamLoss(nn.Module):
         self.labels[index] = target
 
 
-def _one_hot(target: Tensor, num_classes: int) -> Tensor:
-    return target.unsqueeze(1) == torch.arange(num_classes, device=target.device)
+def _one_hot(target: Tensor, like: Tensor) -> Tensor:
+    # Not F.one_hot, which refuses -1, the label of a sample never seen.
+    return (target.unsqueeze(1) == torch.arange(like.shape[1], device=target.device)).to(like.dtype)
 
 
 def _new_mapped(

@@ -7,7 +7,7 @@ import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torchstone.errors import CorruptDataError
 __all__ = ["Checkpoint", "FileCheckpoint"]
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
     """Where :func:`~torchstone.training.fit` keeps its state: anything with these two methods."""
 
@@ -57,14 +58,17 @@ class FileCheckpoint:
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state with its tensors on the CPU, or None if the file is not there."""
-        if not self.path.exists():
-            return None
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise CorruptDataError(
-                f"{self.path} is not a readable checkpoint; delete it to start anew ({type(error).__name__})"
-            ) from error
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return None
+        with file:
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+                raise CorruptDataError(
+                    f"{self.path} is not a readable checkpoint; delete it to start anew ({type(error).__name__})"
+                ) from error
 
     def save(self, state: dict[str, Any], /) -> None:
         """Write ``state`` in place of the last one."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -31,6 +31,7 @@ class DivergedError(TorchstoneError, ArithmeticError):
     """The training loss became NaN or infinite; the message says when."""
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """A data set held in memory."""
 
@@ -81,7 +82,7 @@ class History:
     stopped: bool = False
 
     @property
-    def cost(self) -> dict[str, float]:
+    def cost(self) -> dict[str, int]:
         """The counted cost by name."""
         return {"steps": self.steps, "forwards": self.forwards, "samples": self.samples}
 
@@ -180,6 +181,7 @@ def fit(
     Raises:
         DivergedError: at a loss that is NaN or infinite: at once on a CPU, at the end of the epoch on an accelerator,
             which is not made to wait for each step.
+        TypeError: if a callback returns something else.
         ValueError: if an argument is out of range, the data are empty, the loss is no scalar, or the checkpoint was
             written by a run with other parts.
 
@@ -253,8 +255,10 @@ def fit(
             if isinstance(answer, Mapping):
                 for name, value in answer.items():
                     history.curves.setdefault(name, []).append(float(value))
-            elif answer:
+            elif answer is True:
                 history.stopped = True
+            elif answer is not None and answer is not False:
+                raise TypeError(f"a callback must return a mapping, a bool or None, but {callback} returns {answer!r}")
         done = history.stopped or history.epochs == epochs
         if checkpoint is not None and (done or history.epochs % checkpoint_every == 0):
             checkpoint.save(parts.state(history))
@@ -287,10 +291,14 @@ def _epoch(model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], T
 
 
 def _batches(
-    data: Any, device: torch.device, batch_size: int | None, generator: torch.Generator | None, drop_last: bool
+    data: Tensors | Iterable[Sequence[Tensor]],
+    device: torch.device,
+    batch_size: int | None,
+    generator: torch.Generator | None,
+    drop_last: bool,
 ) -> Callable[[], Iterator[Batch]]:
     """Return a function that starts one pass over ``data``, its batches on ``device``."""
-    if not (hasattr(data, "x") and hasattr(data, "y")):
+    if not isinstance(data, Tensors):
         if batch_size is not None or drop_last:
             raise ValueError("batch_size and drop_last are for tensors in memory; a loader has its own")
         return lambda: (Batch(*(part.to(device, non_blocking=True) for part in parts)) for parts in data)
@@ -301,6 +309,8 @@ def _batches(
     x, y = data.x.to(device), data.y.to(device)
     check_length("y", y, len(x), "x")
     end = len(x) // batch_size * batch_size if drop_last else len(x)
+    if not end:
+        raise ValueError(f"data must fill at least one batch, but have {len(x)} rows")
 
     def shuffled() -> Iterator[Batch]:
         where = generator.device if generator is not None else "cpu"
@@ -332,10 +342,13 @@ class _Parts:
 
     def restore(self, saved: dict[str, Any]) -> History:
         """Load ``saved`` into the parts; return its history."""
-        for kind in ("modules", "optimizers", "schedulers", "generators"):
+        for kind in ("modules", "optimizers", "schedulers"):
             here, there = len(getattr(self, kind)), len(saved[kind])
             if here != there:
                 raise ValueError(f"the checkpoint was written with {there} {kind}, but this run has {here}")
+        if saved["generators"].keys() != self.generators.keys():
+            here, there = (", ".join(names) or "none" for names in (self.generators, saved["generators"]))
+            raise ValueError(f"the checkpoint was written with generators {there}, but this run has {here}")
         for kind in ("modules", "optimizers", "schedulers"):
             for part, state in zip(getattr(self, kind), saved[kind], strict=True):
                 part.load_state_dict(state)

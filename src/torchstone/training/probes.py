@@ -83,26 +83,27 @@ def linear_probe(
     classes, target = torch.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"y must hold at least 2 classes, but holds only {int(classes[0])}")
-    if standardize:
-        mean, std = train.mean(0), train.std(0, correction=0)
-        std = torch.where(std > 0, std, 1.0)
-        train, test = (train - mean) / std, (test - mean) / std
+    mean, std = train.mean(0), train.std(0, correction=0)
+    scale = torch.where(std > 0, std, 1.0) if standardize else torch.ones_like(std)
+    train, test = (train - mean) / scale, (test - mean) / scale  # shifts go into b, which is free
+    # L-BFGS works on weight * stretch, in which the curvature of loss plus penalty is about 1 in every direction.
+    stretch = (train.var(0, correction=0) + l2 / len(train)).sqrt()
 
     rows = 1 if len(classes) == 2 else len(classes)
-    weight = train.new_zeros(rows, train.shape[1], requires_grad=True)
+    stretched = train.new_zeros(rows, train.shape[1], requires_grad=True)
     bias = train.new_zeros(rows, requires_grad=True)
 
     def logits(x: Tensor) -> Tensor:
-        out = x @ weight.T + bias
+        out = x @ (stretched / stretch).T + bias
         return torch.cat([torch.zeros_like(out), out], 1) if rows == 1 else out
 
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iter, tolerance_grad=tol, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        [stretched, bias], max_iter=max_iter, tolerance_grad=tol, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits(train), target) + l2 / 2 / len(target) * weight.square().sum()
+        loss = F.cross_entropy(logits(train), target) + l2 / 2 / len(target) * (stretched / stretch).square().sum()
         loss.backward()
         return float(loss.detach())
 

@@ -1,0 +1,258 @@
+"""``run`` and ``compare``: from a question to a stored verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import click
+import typer
+
+from torchstone.cli.options import (
+    Command,
+    Device,
+    Json,
+    Quiet,
+    Replicates,
+    Report,
+    Store,
+    Strict,
+    TimeBudget,
+    check_takes,
+    parse_settings,
+    print_json,
+    split_names,
+)
+from torchstone.errors import MissingDependencyError, TorchstoneError
+
+if TYPE_CHECKING:
+    from torchstone.bench.result import Result
+
+__all__ = ["CompareCommand", "compare", "run"]
+
+
+def run(
+    ctx: typer.Context,
+    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Papers, as `torchstone list` names them.")],
+    scale: Annotated[
+        Literal["smoke", "bench", "paper"],
+        typer.Option(help="smoke only checks that it runs; bench takes minutes; paper is the paper's own protocol."),
+    ] = "bench",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="EXPERIMENT", help="Only these experiments; may be repeated.")
+    ] = None,
+    budget: TimeBudget = None,
+    replicates: Replicates = None,
+    device: Device = "cpu",
+    store: Store = None,
+    strict: Strict = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first run that fails.")] = False,
+    report: Report = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Put the claims of papers to the test.
+
+    SLUG is the name of a paper in `torchstone list`. What an earlier call finished is not computed again: the same
+    command goes on where it stopped. With --json, a list with one result for each paper is printed.
+
+    Example:
+      torchstone run sop --budget 10m
+    """
+    from torchstone import api
+    from torchstone.cli.progress import watch
+
+    if report is not None and len(slugs) > 1:
+        raise typer.BadParameter("--report names one file: give it with one paper")
+    studies = [api.find_study(slug) for slug in dict.fromkeys(slugs)]
+    end = None if budget is None else time.monotonic() + budget
+    finished: list[Finished] = []
+    try:
+        for study in studies:
+            with watch(quiet=quiet) as listen:
+                result = api.run(
+                    study,
+                    scale=scale,
+                    only=split_names(only or ()),
+                    store=store,
+                    budget=None if end is None else max(0.0, end - time.monotonic()),
+                    replicates=replicates,
+                    device=device,
+                    fail_fast=fail_fast,
+                    listen=listen,
+                )
+            finished.append(_deliver(ctx, result, report, as_json))
+    finally:  # what is finished is shown even if a later study breaks
+        if as_json:
+            print_json([one.document() for one in finished])
+    raise typer.Exit(_exit_code(finished, strict))
+
+
+class CompareCommand(Command):
+    """``compare``; its help ends with how data are given and where clean test labels come from."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help, with that of the track if one is named: ``torchstone compare noisy-labels --help``."""
+        super().format_help(ctx, formatter)
+        formatter.write(f"\nData:\n{textwrap.indent(_data_help(ctx.obj.words), '  ')}")
+
+
+def _data_help(words: Sequence[str]) -> str:
+    from torchstone.data import OWN_DATA_HELP
+
+    named = [word for word in words[1:] if not word.startswith("-")][:1]
+    for name in named:
+        from torchstone import api
+
+        with contextlib.suppress(TorchstoneError):
+            return api.find_track(name).data_help or OWN_DATA_HELP
+    return f"{OWN_DATA_HELP}\nWhat a problem asks beyond that: torchstone compare noisy-labels --help"
+
+
+def compare(
+    ctx: typer.Context,
+    track: Annotated[str, typer.Argument(metavar="TRACK", help="The problem, e.g. noisy-labels.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="Known set, path, or module:function; see below.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Known model, or module:factory; a small one by default.")
+    ] = None,
+    arms: Annotated[
+        list[str] | None, typer.Option(metavar="A,B,...", help="Arms of the track; all by default.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODULE:OBJECT", help="A method of your own; may be repeated."),
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="ARM", help="The arm that the others must beat.")] = None,
+    tries: Annotated[int, typer.Option(min=1, help="Random draws to tune each arm, the same for all.")] = 8,
+    noise: Annotated[
+        list[str] | None, typer.Option(metavar="KIND:RATE", help="Noise to put into right labels; may be repeated.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column of noisy labels; may be repeated.")
+    ] = None,
+    val: Annotated[str | None, typer.Option(metavar="noisy|clean", help="Labels of the validation data.")] = None,
+    test: Annotated[str | None, typer.Option(metavar="PATH", help="Clean test data, in the format of --data.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any further option of the track; may be repeated."),
+    ] = None,
+    refit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Train the best arm on all data and save it (.safetensors).")
+    ] = None,
+    budget: TimeBudget = None,
+    replicates: Replicates = None,
+    device: Device = "cpu",
+    store: Store = None,
+    report: Report = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on your own data.
+
+    TRACK is the problem, e.g. noisy-labels. The model can be yours too, and so can a method.
+
+    Example:
+      torchstone compare noisy-labels --data digits --noise symmetric:0.4 --budget 2m
+      torchstone compare noisy-labels --data photos/ --model nets:small --arms ce,sop --arm mine=methods:fit
+    """
+    from torchstone import api
+    from torchstone.cli.progress import watch
+
+    found = api.find_track(track)
+    given = {"noise": noise, "labels": labels, "val": val, "test": test, "epochs": epochs}
+    named = {key: _single(value) for key, value in given.items() if value}
+    check_takes(found.study, named)
+    further = parse_settings(settings or (), found.study)
+    twice = sorted({*given, "data", "model", "arms", "baseline", "tries"} & further.keys())
+    if twice:
+        raise typer.BadParameter(f"{twice[0]} has an option of its own: --{twice[0]}")
+    with watch(quiet=quiet) as listen:
+        result = api.compare(
+            found,
+            data=data,
+            model=model,
+            arms=_arms(arms, arm, found.arms),
+            baseline=baseline,
+            tries=tries,
+            refit=refit,
+            store=store,
+            budget=budget,
+            replicates=replicates,
+            device=device,
+            listen=listen,
+            **named,
+            **further,
+        )
+    finished = _deliver(ctx, result, report, as_json)
+    if as_json:
+        print_json(finished.document())
+    raise typer.Exit(_exit_code([finished], strict))
+
+
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _arms(named: Sequence[str] | None, own: Sequence[str] | None, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arms as :func:`torchstone.compare` takes them; own methods join those named, or all of the track's."""
+    if not named and not own:
+        return None
+    arms: dict[str, Any] = dict.fromkeys(split_names(named) if named else known)
+    for word in own or ():
+        name, equals, path = word.partition("=")
+        if not equals or ":" not in path:
+            raise typer.BadParameter(f"--arm {word!r} is not of the form name=module:object")
+        if name in arms:
+            raise typer.BadParameter(f"two arms are called {name!r}")
+        arms[name] = path
+    return arms
+
+
+class Finished(NamedTuple):
+    """A result with its report, or with the reason why there is none."""
+
+    result: Result
+    report: Path | None
+    problem: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**self.result.to_dict(), "report": None if self.report is None else str(self.report)}
+
+
+def _deliver(ctx: typer.Context, result: Result, report: Path | None, as_json: bool) -> Finished:
+    """Write the report and show the result; a report that cannot be written must not hide the verdict."""
+    from torchstone.bench.report import report_path, write_report
+
+    path, problem = report or report_path(result), ""
+    if path is not None:
+        try:
+            path = write_report(result, path, command=ctx.obj.command)
+        except (OSError, MissingDependencyError) as error:
+            path, problem = None, f"the report could not be written: {error}"
+    if not as_json:
+        from torchstone.cli import show
+
+        show.result(result, report=path, command=ctx.obj.command)
+    if problem:
+        typer.echo(f"torchstone: {problem}", err=True)
+    return Finished(result, path, problem)
+
+
+def _exit_code(finished: Sequence[Finished], strict: bool) -> int:
+    """0 when the work was done, 1 if some failed; with ``strict`` 3 for a refuted and 4 for an undecided claim."""
+    if any(one.problem or one.result.failures for one in finished):
+        return 1
+    from torchstone.bench.verdict import Verdict
+
+    verdicts = {one.result.verdict for one in finished} - {Verdict.REPRODUCED, Verdict.HOLDS}
+    if not strict or not verdicts:
+        return 0
+    return 3 if Verdict.REFUTED in verdicts else 4

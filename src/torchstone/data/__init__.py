@@ -1,0 +1,62 @@
+"""Data sets in memory, readers of the field's file formats, splits, and generators of label noise.
+
+:func:`load` is the front door: a known set by name, the user's own files by path, or the user's own code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchstone.data.arrays import from_arrays, from_dataset
+    from torchstone.data.files import FileRow, data_root, get, verify
+    from torchstone.data.imported import import_object
+    from torchstone.data.label_noise import (
+        asymmetric_noise,
+        instance_dependent_noise,
+        pair_flip_noise,
+        symmetric_noise,
+        transition_matrix,
+        transition_noise,
+    )
+    from torchstone.data.registry import OWN_DATA_HELP, DataRow, available, load
+    from torchstone.data.splits import carve_validation, out_of_bootstrap, random_split_indices
+    from torchstone.data.tensors import IndexedDataset, TensorData
+
+__all__ = [
+    "OWN_DATA_HELP",
+    "DataRow",
+    "FileRow",
+    "IndexedDataset",
+    "TensorData",
+    "asymmetric_noise",
+    "available",
+    "carve_validation",
+    "data_root",
+    "from_arrays",
+    "from_dataset",
+    "get",
+    "import_object",
+    "instance_dependent_noise",
+    "load",
+    "out_of_bootstrap",
+    "pair_flip_noise",
+    "random_split_indices",
+    "symmetric_noise",
+    "transition_matrix",
+    "transition_noise",
+    "verify",
+]
+
+# Searched in this order on first use of a name; the first three need no torch, so listing and download do not either.
+_MODULES = ("registry", "files", "imported", "tensors", "splits", "label_noise", "arrays")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            home = importlib.import_module(f"torchstone.data.{module}")
+            if name in home.__all__:
+                return getattr(home, name)
+    raise AttributeError(f"module 'torchstone.data' has no attribute {name!r}")

@@ -1,0 +1,59 @@
+"""Objects of the user's own modules, named on the command line as ``module:object``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torchstone.errors import UnknownNameError, did_you_mean
+
+__all__ = ["import_object", "working_directory_on_path"]
+
+
+@contextlib.contextmanager
+def working_directory_on_path() -> Iterator[None]:
+    """Let modules of the working directory be imported, as ``python -m`` does."""
+    here = os.getcwd()
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+def import_object(spec: str, *, kind: str) -> Any:
+    """Return the object that ``module:object`` names; ``object`` may be dotted.
+
+    Raises:
+        ValueError: if ``spec`` has another form.
+        UnknownNameError: if there is no such module, or it holds no such object. An error inside the module passes
+            through unchanged.
+
+    Example:
+        >>> import_object("math:pi", kind="data")
+        3.141592653589793
+    """
+    path, _, name = spec.partition(":")
+    if not path or not name or path.startswith("."):
+        raise ValueError(f"{kind} must be given as 'module:object', but is {spec!r}")
+    try:
+        with working_directory_on_path():
+            found: Any = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        # Missing is the module itself (or a package it lies in), not something that it imports.
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise
+        raise UnknownNameError(f"{kind} {spec!r}: there is no module {path!r} (looked in {os.getcwd()} too)") from None
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise did_you_mean(f"{kind} in {path}", name, [n for n in dir(found) if not n.startswith("_")])
+        found = getattr(found, part)
+    return found

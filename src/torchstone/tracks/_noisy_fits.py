@@ -1,0 +1,151 @@
+"""Methods for noisy labels as the track calls them: one training recipe, and what each method changes in it.
+
+All take ``(make_model, train, val, cell)`` and return the trained network. SGD with momentum and weight decay, a cosine
+schedule, batch size and epochs are those of ``cell.setting``, the same for all; none looks at the validation data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from torchstone.bench.study import Cell
+from torchstone.data.tensors import TensorData
+from torchstone.noise import EarlyLearningRegularization, GeneralizedCrossEntropy, SparseOverparamLoss, suggest_rates
+from torchstone.training import EpochEnd, fit, supervised
+
+__all__ = ["crop_and_flip", "fit_ce", "fit_elr", "fit_gce", "fit_sop"]
+
+MakeModel = Callable[[], nn.Module]
+
+
+def fit_ce(make_model: MakeModel, train: TensorData, val: TensorData, cell: Cell, *, lr: float = 0.05) -> nn.Module:
+    """Cross entropy, as if all labels were right."""
+    return _train(make_model(), train, cell, nn.CrossEntropyLoss(), lr=lr)
+
+
+def fit_gce(
+    make_model: MakeModel, train: TensorData, val: TensorData, cell: Cell, *, lr: float = 0.05, q: float = 0.7
+) -> nn.Module:
+    """Generalized cross entropy."""
+    return _train(make_model(), train, cell, GeneralizedCrossEntropy(q), lr=lr)
+
+
+def fit_elr(
+    make_model: MakeModel,
+    train: TensorData,
+    val: TensorData,
+    cell: Cell,
+    *,
+    lr: float = 0.05,
+    strength: float = 3.0,
+    momentum: float = 0.7,
+) -> nn.Module:
+    """Early-learning regularization."""
+    criterion = EarlyLearningRegularization(len(train), train.num_classes, strength=strength, momentum=momentum)
+    return _train(make_model(), train, cell, criterion, lr=lr, with_index=True)
+
+
+def fit_sop(
+    make_model: MakeModel,
+    train: TensorData,
+    val: TensorData,
+    cell: Cell,
+    *,
+    lr: float = 0.05,
+    scale_u: float = 1.0,
+    scale_v: float = 1.0,
+    lr_u: float | None = None,
+    lr_v: float | None = None,
+    init_std: float = 1e-4,
+) -> nn.Module:
+    """Sparse over-parameterization; the predictor's ``noise_score`` says which labels it holds for wrong.
+
+    Args:
+        make_model: gives a fresh network.
+        train: training data.
+        val: not used.
+        cell: setting and seeds.
+        lr: learning rate of the network.
+        scale_u: learning rate of u in multiples of what :func:`~torchstone.noise.suggest_rates` says for this batch
+            size and number of epochs.
+        scale_v: the same for v.
+        lr_u: learning rate of u itself, instead of ``scale_u``.
+        lr_v: learning rate of v itself, instead of ``scale_v``.
+        init_std: standard deviation of the start of u and v; a short training needs a larger one.
+    """
+    criterion = SparseOverparamLoss(
+        len(train), train.num_classes, init_std=init_std, generator=cell.seeds.generator("noise", "sop")
+    )
+    rates = suggest_rates(cell.setting.batch_size, cell.setting.epochs, init_std=init_std)
+    groups = criterion.param_groups(
+        lr_u=rates.lr_u * scale_u if lr_u is None else lr_u, lr_v=rates.lr_v * scale_v if lr_v is None else lr_v
+    )
+    model = _train(make_model(), train, cell, criterion, lr=lr, with_index=True, extra=[torch.optim.SGD(groups)])
+    model.noise_score = criterion.noise_score().cpu()
+    return model
+
+
+def _train(
+    model: nn.Module,
+    train: TensorData,
+    cell: Cell,
+    criterion: Callable[..., Tensor],
+    *,
+    lr: float,
+    with_index: bool = False,
+    extra: Sequence[torch.optim.Optimizer] = (),
+) -> nn.Module:
+    """Train ``model`` by the recipe; ``extra`` optimisers (of a loss with parameters) step without a schedule."""
+    setting, seeds = cell.setting, cell.seeds
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=setting.momentum, weight_decay=setting.weight_decay)
+    fit(
+        model,
+        train,
+        supervised(criterion, with_index=with_index),
+        [optimizer, *extra],
+        epochs=setting.epochs,
+        batch_size=setting.batch_size,
+        generator=seeds.generator("order"),
+        noise=seeds.generator("noise", "dropout"),
+        augment=crop_and_flip if setting.augment == "crop-flip" else None,
+        augment_generator=seeds.generator("augment"),
+        scheduler=CosineAnnealingLR(optimizer, setting.epochs),
+        modules=[criterion] if isinstance(criterion, nn.Module) else [],
+        device=cell.device,
+        callbacks=[partial(_snapshot, cell)],
+        checkpoint=cell.checkpoint,
+    )
+    return model
+
+
+def _snapshot(cell: Cell, end: EpochEnd) -> None:
+    cell.snapshot(end.model)
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator | None = None, *, padding: int = 4) -> Tensor:
+    """Shift each image by up to ``padding`` pixels (zeros come in) and mirror it with probability 1/2.
+
+    Shapes:
+        ``x`` (n, channels, height, width); returns like ``x``.
+
+    Raises:
+        ValueError: if ``x`` are no images.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x must be images (n, channels, height, width), but has shape {tuple(x.shape)}")
+    n, _, height, width = x.shape
+    device = generator.device if generator is not None else "cpu"
+    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=device).to(x.device)
+    mirror = torch.rand(n, 1, generator=generator, device=device).to(x.device) < 0.5
+    columns = torch.arange(width, device=x.device).expand(n, width)
+    columns = left + torch.where(mirror, width - 1 - columns, columns)
+    rows = top + torch.arange(height, device=x.device)
+    padded = F.pad(x, (padding,) * 4)
+    sample = torch.arange(n, device=x.device)
+    return padded[sample[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,90 @@
+"""The winner of a comparison, trained on all data and saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from torchstone.bench.result import Result
+from torchstone.bench.seeds import Seeds
+from torchstone.bench.study import Cell
+from torchstone.errors import TorchstoneError
+from torchstone.tracks._measure import ModelMaker
+
+__all__ = ["refit_winner", "winner_of"]
+
+NOT_ELIGIBLE = ("oracle", "control", "published")
+
+
+def winner_of(result: Result) -> str:
+    """The arm with the best mean accuracy over cases and replicates; an arm that looks at test labels cannot win.
+
+    Raises:
+        TorchstoneError: if no replicate is complete, or every arm diverged.
+    """
+    experiment = result.study.experiments[0]
+    means: dict[str, list[float]] = {}
+    for (arm, _), (mean, _, _) in result.means(experiment.name, "accuracy").items():
+        if experiment.arms[arm].role not in NOT_ELIGIBLE:
+            means.setdefault(arm, []).append(mean)
+    scores = {arm: float(np.mean(values)) for arm, values in means.items() if not any(map(math.isnan, values))}
+    if not scores:
+        raise TorchstoneError("there is no winner to train: no replicate is complete")
+    return max(scores, key=lambda arm: scores[arm])
+
+
+def refit_winner(result: Result, path: Path, device: str) -> Path:
+    """Train the winner on all data and save its weights at ``path``; see :func:`torchstone.tracks.noisy_labels.refit`."""
+    experiment = result.study.experiments[0]
+    name = winner_of(result)
+    trial = experiment.arms[name].run
+    hyper = dict(result.tunings[experiment.name][name].hyper)
+    setting = experiment.settings[result.scale]
+    case = experiment.tuning_case
+    seeds = Seeds(result.study.seed)
+    problem = experiment.shared
+    data = problem.everything(setting, case, seeds)
+    model = trial.model or setting.model
+    make_model = ModelMaker(model, data.x.shape[1:], data.num_classes, generator=seeds.generator("init"), device=device)
+    cell = Cell(experiment.name, case, 0, seeds, setting, device=device)
+    predictor = trial.fit(make_model, data, data, cell, **hyper)
+    if not isinstance(predictor, nn.Module):
+        raise TorchstoneError(f"arm {name!r} gives a {type(predictor).__name__}, which has no weights to save")
+    metadata = {
+        "arm": name,
+        "hyper": json.dumps(hyper, sort_keys=True, default=str),
+        "model": model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}",
+        "classes": json.dumps(data.class_names),
+        "input_shape": json.dumps(list(data.x.shape[1:])),
+        "labels": setting.labels[case],
+        "data": experiment.data,
+    }
+    _save(predictor, path, metadata)
+    return path
+
+
+def _save(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write to a new file beside ``path``, which then takes its place: nobody ever sees half a file."""
+    from safetensors.torch import save
+
+    # Tied weights share memory, which the format does not know: each name gets a copy of its own.
+    content = save(
+        {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}, metadata
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

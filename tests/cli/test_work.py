@@ -1,0 +1,236 @@
+"""`run` and `compare`: exit codes, JSON, reports, and what reaches the bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result as Done
+from typer.testing import CliRunner
+
+from tests.fakes import two_arm_study
+from torchstone import api
+from torchstone.bench import Arm, Cell, Outcome, Study, Track
+from torchstone.bench.store import Store
+from torchstone.cli.app import app
+from torchstone.errors import did_you_mean
+
+runner = CliRunner()
+
+
+def broken(cell: Cell, **hyper: Any) -> Outcome:
+    """An arm that never works."""
+    raise RuntimeError("out of memory")
+
+
+STUDIES = {
+    "good": two_arm_study(),
+    "bad": two_arm_study(good=0.5, bad=0.9),
+    "even": two_arm_study(good=0.5, bad=0.5, replicates=(6, 6)),
+    "tuned": two_arm_study(tuned=True, tries=2),
+    "failing": two_arm_study(arms={"baseline": Arm(broken), "method": Arm(broken, role="method")}),
+}
+
+CALLS: list[dict[str, Any]] = []
+
+
+def comparison(*, data: Any, model: Any = None, arms: Any = None, baseline: Any = None, tries: int = 8, noise: Any = None,
+               size: int = 1) -> Study:  # fmt: skip
+    """Builds the same study whatever it is given, and notes what that was."""
+    CALLS.append({"data": data, "model": model, "arms": arms, "baseline": baseline, "tries": tries, "noise": noise,
+                  "size": size})  # fmt: skip
+    return two_arm_study()
+
+
+TRACK = Track("fake", {"baseline": Arm(broken), "method": Arm(broken)}, comparison, data_help="Bring anything.")
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_study(slug: str) -> Study:
+        if slug not in STUDIES:
+            raise did_you_mean("study", slug, STUDIES)
+        return STUDIES[slug]
+
+    def find_track(name: str) -> Track:
+        if name != "fake":
+            raise did_you_mean("track", name, ["fake"])
+        return TRACK
+
+    monkeypatch.setattr(api, "find_study", find_study)
+    monkeypatch.setattr(api, "find_track", find_track)
+    CALLS.clear()
+
+
+def run(*words: str) -> Done:
+    return runner.invoke(app, [*words])
+
+
+def test_run_prints_the_verdict_and_writes_the_report_beside_the_store(tmp_path: Path):
+    done = run("run", "good")
+    assert done.exit_code == 0
+    report = tmp_path / "reports" / "fake-bench.html"
+    assert "torchstone run good" in report.read_text(encoding="utf-8")
+    for text in ("✓ reproduced", "accuracy of method is higher than that of baseline (primary)", "They say nothing about"):
+        assert text in done.stdout
+    assert str(report) in done.stdout.replace("\n", "").replace("        ", "")
+    assert "main: replicate 6/29" in done.stderr
+
+
+def test_running_again_computes_nothing():
+    run("run", "good", "--quiet")
+    with Store.open() as store:
+        before = store.summary()
+    again = run("run", "good", "--quiet")
+    with Store.open() as store:
+        assert store.summary() == before
+    assert (again.exit_code, again.stderr) == (0, "")
+
+
+def test_json_is_one_document_and_progress_goes_to_stderr(tmp_path: Path):
+    done = run("run", "good", "--json")
+    (document,) = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert document["verdict"] == "reproduced"
+    assert document["verdicts"][0]["primary"] is True
+    assert document["report"] == str(tmp_path / "reports" / "fake-bench.html")
+    assert "main: 2 arms on 1 case; at most 29 replicates (58 runs)\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("study", "plain", "strict", "verdict"),
+    [("good", 0, 0, "reproduced"), ("bad", 0, 3, "refuted"), ("even", 0, 4, "not significant"), ("failing", 1, 1, "not run")],
+)
+def test_exit_codes(study: str, plain: int, strict: int, verdict: str):
+    done = run("run", study, "-q", "--json")
+    assert (done.exit_code, json.loads(done.stdout)[0]["verdict"]) == (plain, verdict)
+    assert run("run", study, "-q", "--json", "--strict").exit_code == strict
+
+
+def test_several_papers_the_worst_decides_and_all_are_shown():
+    done = run("run", "good", "bad", "good", "-q", "--json", "--strict")
+    assert done.exit_code == 3
+    assert [one["verdict"] for one in json.loads(done.stdout)] == ["reproduced", "refuted"]
+
+
+def test_a_failure_is_shown_at_once_and_in_the_end():
+    done = run("run", "failing")
+    assert "failed: main/baseline/default/0: RuntimeError: out of memory" in done.stderr
+    assert "failed: main/baseline/default/0: RuntimeError: out of memory" in done.stdout
+    stopped = run("run", "failing", "--fail-fast", "-q")
+    assert (stopped.exit_code, stopped.stderr) == (1, "torchstone: RuntimeError: out of memory (--traceback shows where)\n")
+
+
+def test_smoke_scale_is_not_to_be_quoted():
+    assert "not to be quoted" in run("run", "good", "--scale", "smoke", "-q").stdout
+    assert "not to be quoted" not in run("run", "good", "-q").stdout
+
+
+def test_budget_replicates_and_only():
+    assert "2 replicates; all 2 replicates done" in run("run", "good", "-q", "--replicates", "2").stdout
+    assert "did you mean 'main'" in run("run", "good", "-q", "--only", "mian").stderr
+    done = run("run", "bad", "--budget", "1s", "-q", "--json")
+    assert done.exit_code == 0
+
+
+def test_report_where_asked_for(tmp_path: Path):
+    assert run("run", "good", "-q", "--report", str(tmp_path / "a" / "b.html")).exit_code == 0
+    assert (tmp_path / "a" / "b.html").exists()
+    assert run("run", "good", "bad", "--report", "x.html").exit_code == 2
+
+
+def test_a_report_that_cannot_be_written_hides_no_verdict(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    done = run("run", "good", "-q", "--report", str(tmp_path / "file" / "b.html"), "--json")
+    assert done.exit_code == 1
+    assert "the report could not be written" in done.stderr
+    assert json.loads(done.stdout)[0]["verdict"] == "reproduced"
+    assert json.loads(done.stdout)[0]["report"] is None
+
+
+def test_what_is_finished_is_shown_if_a_later_study_breaks(monkeypatch: pytest.MonkeyPatch):
+    original = api.run
+
+    def breaks(study: Study, **options: Any) -> Any:
+        if study is STUDIES["bad"]:
+            raise KeyboardInterrupt
+        return original(study, **options)
+
+    monkeypatch.setattr(api, "run", breaks)
+    done = run("run", "good", "bad", "-q", "--json")
+    assert done.exit_code == 130
+    assert [one["verdict"] for one in json.loads(done.stdout)] == ["reproduced"]
+
+
+def test_an_unknown_slug_starts_nothing():
+    done = run("run", "good", "godo", "--json")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "did you mean 'good'" in done.stderr
+    with Store.open() as store:
+        assert store.summary() == []
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = run("run", "tuned", "-q").stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for part in ("accuracy of method is higher than that of baseline (primary)", "(best of 2 draws, objective ", "scale="):
+        assert part in text
+    assert "…" not in text
+
+
+def test_compare_hands_over_what_was_asked_for():
+    words = "--data digits --model net --arms baseline,method --arm mine=mod:fit --baseline method --tries 3 --noise a:1"
+    done = run("compare", "fake", *words.split(), "--noise", "b:2", "--set", "size=5", "-q", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["verdict"] == "reproduced"
+    assert CALLS == [
+        {
+            "data": "digits",
+            "model": "net",
+            "arms": {"baseline": None, "method": None, "mine": "mod:fit"},
+            "baseline": "method",
+            "tries": 3,
+            "noise": ["a:1", "b:2"],
+            "size": 5,
+        }
+    ]
+
+
+def test_compare_leaves_defaults_to_the_track():
+    assert run("compare", "fake", "--data", "d", "-q").exit_code == 0
+    assert (CALLS[0]["arms"], CALLS[0]["noise"], CALLS[0]["size"]) == (None, None, 1)
+    run("compare", "fake", "--data", "d", "--arm", "mine=m:f", "--noise", "a:1", "-q")
+    assert CALLS[1]["arms"] == {"baseline": None, "method": None, "mine": "m:f"}  # an own arm joins all of the track's
+    assert CALLS[1]["noise"] == "a:1"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--data", "d", "--set", "szie=5"], 1, "did you mean 'size'"),
+        (["--data", "d", "--labels", "worse"], 1, "unknown option 'labels'"),
+        (["--data", "d", "--set", "noise=a"], 2, "noise has an option of its own"),
+        (["--data", "d", "--arm", "mine"], 2, "name=module:object"),
+        (["--data", "d", "--arm", "method=m:f"], 2, "two arms are called 'method'"),
+        ([], 2, "Missing option '--data'"),
+    ],
+)
+def test_compare_refuses(words: list[str], code: int, text: str):
+    done = run("compare", "fake", *words)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert text in done.stderr
+    assert not CALLS
+
+
+def test_compare_help_of_a_track():
+    assert "Bring anything." in run("compare", "fake", "--help").stdout
+
+
+def test_refit_that_a_track_cannot_do_is_said(tmp_path: Path):
+    done = run("compare", "fake", "--data", "d", "-q", "--refit", str(tmp_path / "w.safetensors"))
+    assert done.exit_code == 1
+    assert "cannot refit" in done.stderr
