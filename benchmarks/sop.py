@@ -21,7 +21,7 @@ from torchstone.noise import SparseOverparamLoss, sparse_overparam_loss
 BATCH = 128
 SIZES = ((50_000, 100), (50_000, 1_000), (1_280_000, 100), (1_280_000, 1_000))
 SECONDS = 6.0  # for the turns of one size
-TURNS = (7, 200)
+TURNS = (6, 200)
 
 Arm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], int]
 

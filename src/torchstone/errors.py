@@ -33,7 +33,7 @@ class DataNotFoundError(TorchstoneError, FileNotFoundError):
 
 
 class CorruptDataError(TorchstoneError, ValueError):
-    """A data file is there but cannot be what it claims to be (checksum, format, or forbidden content)."""
+    """Data are there but cannot be used: a wrong checksum or format, forbidden content, NaN, one class, no samples."""
 
 
 class MissingDependencyError(TorchstoneError, ImportError):

@@ -48,8 +48,8 @@ def test_e_values_are_a_martingale_under_the_coin_and_ties_only_lower_them():
 
 def test_evidence_for_a_fair_coin_rarely_ever_reaches_twenty():
     rng = np.random.default_rng(1)
-    wins = np.cumsum(rng.random((4000, 150)) < 0.5, axis=1)
-    reached = (log_e_value(wins, np.arange(1, 151)) >= math.log(20)).any(axis=1)
+    wins = np.cumsum(rng.random((3000, 100)) < 0.5, axis=1)
+    reached = (log_e_value(wins, np.arange(1, 101)) >= math.log(20)).any(axis=1)
     assert 0.01 < reached.mean() <= 0.05
 
 
@@ -82,10 +82,10 @@ def test_confidence_sequence_solves_its_equation(n, share, alpha):
             assert not covered(end - inward)
 
 
-@pytest.mark.parametrize("p", [0.3, 0.5, 0.75])
+@pytest.mark.parametrize("p", [0.5, 0.75])
 def test_confidence_sequence_misses_p_at_any_time_in_at_most_five_percent(p):
     alive, missed = np.ones(1), 0.0
-    for n in range(1, 101):
+    for n in range(1, 81):
         alive = np.append(alive * (1 - p), 0) + np.append(0, alive * p)
         covers = np.array([low < p < high for low, high in (confidence_sequence(k, n) for k in range(n + 1))])
         missed += alive[~covers].sum()
@@ -121,7 +121,7 @@ def test_four_replicates_cannot_decide(n_max):
 
 @pytest.mark.parametrize("e_threshold", [20, 100])
 def test_size_is_at_most_five_percent_and_one_win_fewer_breaks_a_rule(e_threshold):
-    for n in range(6, 61):
+    for n in (*range(6, 31), 45, 60):
         wins = critical_wins(n, e_threshold=e_threshold)
         assert operating_characteristics(n, 0.5, e_threshold).ahead <= 0.05
         fewer = operating_characteristics(n, 0.5, e_threshold, wins_needed=wins - 1)
@@ -165,7 +165,7 @@ def test_ties_make_the_rule_conservative(ties):
         assert operating_characteristics(n, 0.5, ties=ties).ahead <= operating_characteristics(n, 0.5).ahead
 
 
-@pytest.mark.parametrize(("n_max", "p", "e_threshold"), [(9, 0.5, 20), (9, 0.8, 20), (11, 0.7, 100)])
+@pytest.mark.parametrize(("n_max", "p", "e_threshold"), [(9, 0.5, 20), (9, 0.8, 20), (10, 0.7, 100)])
 def test_dynamic_programme_equals_the_decision_on_every_sequence(n_max, p, e_threshold):
     ahead = behind = expected = 0.0
     for w in product([0.0, 1.0], repeat=n_max):

@@ -237,6 +237,13 @@ def test_rank_sums_of_several_data_sets_are_calibrated():
     assert stats.kstest(p, "uniform")[1] > 0.01
 
 
+def test_ties_narrow_the_rank_sum_of_several_data_sets():
+    a, b = np.array([1, 1, 1, 1, 0, 1, 1.0]), np.array([0, 1, 0, 0, 1, 0.0])
+    one = stats.mannwhitneyu(a, b, alternative="greater", method="asymptotic", use_continuity=False)[1]
+    twice = stats.norm.sf(math.sqrt(2) * stats.norm.isf(one))
+    assert rank_sum_test((a, b), (a, b))[0] == pytest.approx(twice, rel=1e-9)
+
+
 def test_known_adjustments():
     assert adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert adjust([0.01, 0.04, 0.03, 0.005], "bh") == pytest.approx([0.02, 0.04, 0.04, 0.02])
@@ -446,6 +453,17 @@ def test_several_data_sets_paired():
     assert math.isnan(result.effect.d)  # infinite in both directions
     assert result.verdict == Verdict.NOT_SIGNIFICANT  # 8 of 12 wins by the sign test
     assert compare(b + np.array([1, 10, 100]), b).verdict == Verdict.REPRODUCED
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_data_sets_are_resampled_independently(paired):
+    a, b = np.random.default_rng(0).normal(size=(2, 20))
+    one, four = (
+        compare(np.stack([a] * copies, axis=1), np.stack([b] * copies, axis=1), paired=paired) for copies in (1, 4)
+    )
+    widths = [np.diff(result.effect.mean_difference_ci)[0] for result in (one, four)]
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.05)
+    assert np.diff(four.ci)[0] == pytest.approx(np.diff(one.ci)[0] / 2, rel=0.15)
 
 
 def test_several_data_sets_unpaired():

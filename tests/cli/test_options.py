@@ -62,7 +62,9 @@ def test_names_by_comma_or_repetition():
 
 
 def test_json_has_no_nan_and_no_numpy(capsys: pytest.CaptureFixture[str]):
-    print_json({"a": float("nan"), "b": [np.float64("inf"), np.int64(3)], "c": np.array([0.5, np.nan]), "d": {1: (True,)}})
+    print_json(
+        {"a": float("nan"), "b": [np.float64("inf"), np.int64(3)], "c": np.array([0.5, np.nan]), "d": {1: (True,)}}
+    )
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
         "a": None,
         "b": [None, 3],

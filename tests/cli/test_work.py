@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.fakes import two_arm_study
 from torchstone import api
-from torchstone.bench import Arm, Cell, Outcome, Study, Track
+from torchstone.bench import Arm, Cell, Outcome, Study, Track, report
 from torchstone.bench.store import Store
 from torchstone.cli.app import app
 from torchstone.errors import did_you_mean
@@ -36,11 +36,18 @@ STUDIES = {
 CALLS: list[dict[str, Any]] = []
 
 
-def comparison(*, data: Any, model: Any = None, arms: Any = None, baseline: Any = None, tries: int = 8, noise: Any = None,
-               size: int = 1) -> Study:  # fmt: skip
+def comparison(
+    *,
+    data: Any,
+    model: Any = None,
+    arms: Any = None,
+    baseline: Any = None,
+    tries: int = 8,
+    noise: Any = None,
+    size: int = 1,
+) -> Study:
     """Builds the same study whatever it is given, and notes what that was."""
-    CALLS.append({"data": data, "model": model, "arms": arms, "baseline": baseline, "tries": tries, "noise": noise,
-                  "size": size})  # fmt: skip
+    CALLS.append(dict(locals()))
     return two_arm_study()
 
 
@@ -61,6 +68,7 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(api, "find_study", find_study)
     monkeypatch.setattr(api, "find_track", find_track)
+    monkeypatch.setattr(report, "strip_plot", lambda *args, **options: "")  # drawn in tests of the report
     CALLS.clear()
 
 
@@ -71,11 +79,15 @@ def run(*words: str) -> Done:
 def test_run_prints_the_verdict_and_writes_the_report_beside_the_store(tmp_path: Path):
     done = run("run", "good")
     assert done.exit_code == 0
-    report = tmp_path / "reports" / "fake-bench.html"
-    assert "torchstone run good" in report.read_text(encoding="utf-8")
-    for text in ("✓ reproduced", "accuracy of method is higher than that of baseline (primary)", "They say nothing about"):
+    page = tmp_path / "reports" / "fake-bench.html"
+    assert "torchstone run good" in page.read_text(encoding="utf-8")
+    for text in (
+        "✓ reproduced",
+        "accuracy of method is higher than that of baseline (primary)",
+        "They say nothing about",
+    ):
         assert text in done.stdout
-    assert str(report) in done.stdout.replace("\n", "").replace("        ", "")
+    assert str(page) in done.stdout.replace("\n", "").replace("        ", "")
     assert "main: replicate 6/29" in done.stderr
 
 
@@ -100,7 +112,12 @@ def test_json_is_one_document_and_progress_goes_to_stderr(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("study", "plain", "strict", "verdict"),
-    [("good", 0, 0, "reproduced"), ("bad", 0, 3, "refuted"), ("even", 0, 4, "not significant"), ("failing", 1, 1, "not run")],
+    [
+        ("good", 0, 0, "reproduced"),
+        ("bad", 0, 3, "refuted"),
+        ("even", 0, 4, "not significant"),
+        ("failing", 1, 1, "not run"),
+    ],
 )
 def test_exit_codes(study: str, plain: int, strict: int, verdict: str):
     done = run("run", study, "-q", "--json")
@@ -119,7 +136,10 @@ def test_a_failure_is_shown_at_once_and_in_the_end():
     assert "failed: main/baseline/default/0: RuntimeError: out of memory" in done.stderr
     assert "failed: main/baseline/default/0: RuntimeError: out of memory" in done.stdout
     stopped = run("run", "failing", "--fail-fast", "-q")
-    assert (stopped.exit_code, stopped.stderr) == (1, "torchstone: RuntimeError: out of memory (--traceback shows where)\n")
+    assert (stopped.exit_code, stopped.stderr) == (
+        1,
+        "torchstone: RuntimeError: out of memory (--traceback shows where)\n",
+    )
 
 
 def test_smoke_scale_is_not_to_be_quoted():
@@ -130,8 +150,7 @@ def test_smoke_scale_is_not_to_be_quoted():
 def test_budget_replicates_and_only():
     assert "2 replicates; all 2 replicates done" in run("run", "good", "-q", "--replicates", "2").stdout
     assert "did you mean 'main'" in run("run", "good", "-q", "--only", "mian").stderr
-    done = run("run", "bad", "--budget", "1s", "-q", "--json")
-    assert done.exit_code == 0
+    assert run("run", "bad", "--budget", "1s", "-q", "--json").exit_code == 0
 
 
 def test_report_where_asked_for(tmp_path: Path):
@@ -177,13 +196,19 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, monkeypatch: pytest
     lines = run("run", "tuned", "-q").stdout.splitlines()
     assert max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
-    for part in ("accuracy of method is higher than that of baseline (primary)", "(best of 2 draws, objective ", "scale="):
+    for part in (
+        "accuracy of method is higher than that of baseline (primary)",
+        "(best of 2 draws, objective ",
+        "scale=",
+    ):
         assert part in text
     assert "…" not in text
 
 
 def test_compare_hands_over_what_was_asked_for():
-    words = "--data digits --model net --arms baseline,method --arm mine=mod:fit --baseline method --tries 3 --noise a:1"
+    words = (
+        "--data digits --model net --arms baseline,method --arm mine=mod:fit --baseline method --tries 3 --noise a:1"
+    )
     done = run("compare", "fake", *words.split(), "--noise", "b:2", "--set", "size=5", "-q", "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["verdict"] == "reproduced"
@@ -212,6 +237,7 @@ def test_compare_leaves_defaults_to_the_track():
     ("words", "code", "text"),
     [
         (["--data", "d", "--set", "szie=5"], 1, "did you mean 'size'"),
+        (["--data", "d", "--device", "cudaa"], 1, "device 'cudaa' cannot be used"),
         (["--data", "d", "--labels", "worse"], 1, "unknown option 'labels'"),
         (["--data", "d", "--set", "noise=a"], 2, "noise has an option of its own"),
         (["--data", "d", "--arm", "mine"], 2, "name=module:object"),

@@ -39,11 +39,11 @@ def test_split_is_random_and_determined_by_the_generator():
     first, again, other = (random_split_indices(100, [50], generator=_generator(s))[0] for s in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    # Every sample lands in a part of one half about half of the time: 400 draws, +-5 sigma.
+    # Every sample lands in a part of one half about half of the time: 200 draws, +-5 sigma.
     counts = torch.zeros(10)
-    for seed in range(400):
+    for seed in range(200):
         counts[random_split_indices(10, [5], generator=_generator(seed))[0]] += 1
-    assert ((counts - 200).abs() < 5 * math.sqrt(400 * 0.25)).all()
+    assert ((counts - 100).abs() < 5 * math.sqrt(200 * 0.25)).all()
 
 
 def test_stratified_parts_keep_the_shares():
@@ -74,7 +74,7 @@ def test_wrong_sizes():
 
 
 def test_out_of_bootstrap_share():
-    n, draws = 50, 400
+    n, draws = 50, 150
     shares = [len(out_of_bootstrap(n, generator=_generator(s))[1]) / n for s in range(draws)]
     expected = (1 - 1 / n) ** n
     # Exact variance of the number of empty cells.
@@ -85,13 +85,13 @@ def test_out_of_bootstrap_share():
 
 def test_out_of_bootstrap_multiplicities_are_uniform():
     times = torch.zeros(4)
-    for seed in range(500):
+    for seed in range(200):
         train, test = out_of_bootstrap(4, generator=_generator(seed))
         assert len(train) == 4
         assert not set(train.tolist()) & set(test.tolist())
         assert set(train.tolist()) | set(test.tolist()) == {0, 1, 2, 3}
         times += torch.bincount(train, minlength=4)
-    assert ((times - 500).abs() < 5 * math.sqrt(2000 * 0.25 * 0.75)).all()
+    assert ((times - 200).abs() < 5 * math.sqrt(800 * 0.25 * 0.75)).all()
 
 
 def test_groups_are_resampled_whole():

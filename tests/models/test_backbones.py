@@ -89,6 +89,12 @@ def test_mlp_equals_its_formula():
     torch.testing.assert_close(net(x), torch.tanh(x @ weight.T + bias) @ head_weight.T + head_bias)
 
 
+def test_mlp_normalises_in_place_of_a_bias():
+    linear, norm, activation = MLP(3, 2, hidden=(4,), batch_norm=True, generator=generator()).body
+    assert [type(layer) for layer in (linear, norm, activation)] == [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert linear.bias is None
+
+
 def test_mlp_dropout_acts_in_training_only():
     net = MLP(3, 2, hidden=(64,), dropout=0.5, generator=generator())
     x = torch.ones(1, 3)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -63,12 +65,26 @@ def test_without_generator_the_global_stream_is_used():
     assert not torch.equal(before, torch.get_rng_state())
 
 
-def test_a_device_that_hides_its_generator_is_refused():
-    with (
-        pytest.raises(ValueError, match="device mps does not let its global generator be saved"),
-        seeded(generator(), device=torch.device("mps")),
-    ):
-        pass
+@pytest.mark.parametrize(("device", "place"), [("cuda", 0), ("cuda:1", 1), ("mps", 0)])
+def test_the_stream_of_an_accelerator_is_replaced_and_put_back(device, place, monkeypatch):
+    streams = [generator(5), generator(6)]  # stand in for those of the accelerator
+    backend = SimpleNamespace(init=lambda: None, current_device=lambda: 0, default_generators=streams)
+    if device == "mps":
+        backend = SimpleNamespace(_get_default_mps_generator=lambda: streams[0])
+    monkeypatch.setattr(torch, "get_device_module", lambda device: backend)
+    before = [stream.get_state() for stream in streams]
+    drawn = []
+    for _ in range(2):
+        with seeded(generator(), device=torch.device(device)):
+            drawn.append(torch.rand(3, generator=streams[place]))
+    assert torch.equal(*drawn)
+    assert all(torch.equal(old, stream.get_state()) for old, stream in zip(before, streams, strict=True))
+
+
+def test_a_device_that_hides_its_generator_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace())
+    with pytest.raises(ValueError, match="device xla does not let its global generator be saved"):
+        seeded(generator(), device=torch.device("xla")).__enter__()
 
 
 def test_initialize_redraws_any_module_in_place():

@@ -135,6 +135,16 @@ def test_a_loader_is_used_as_it_comes():
     assert same(ours, theirs)
 
 
+@pytest.mark.untyped
+@pytest.mark.parametrize(
+    ("item", "kinds"), [((torch.zeros(5), 1), "Tensor, int"), (torch.zeros(5), "Tensor"), ((torch.zeros(5),), "Tensor")]
+)
+def test_a_data_set_in_place_of_its_loader_is_told(item, kinds):
+    model = net()
+    with pytest.raises(TypeError, match=rf"but yield \({kinds}\); a data set goes into a"):
+        fit(model, [item], CE, SGD(model.parameters(), 0.1), epochs=1)
+
+
 def test_several_optimizers_and_modules_step_together():
     model, criterion, d = net(), PerSample(22), data()
     sgd, plain = SGD(model.parameters(), 0.1), SGD(criterion.parameters(), 0.5)

@@ -70,16 +70,16 @@ class Database:
     def _connect_to_server(self) -> sa.Engine:
         try:
             url = sa.make_url(self.where.replace("postgres://", "postgresql://", 1))
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             raise StoreError(f"{self.where!r} is no address of a store: use a path or postgresql://...") from None
         self.url = url.render_as_string(hide_password=True)
         if url.get_backend_name() != "postgresql":
             raise StoreError(f"a store is a SQLite file or a PostgreSQL database, not {self.url}")
-        options = {"options": "-c default_transaction_read_only=on"} if self.read_only else {}
         try:
-            return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=options)
+            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
         except ModuleNotFoundError:
             raise require("psycopg", "postgres") from None
+        return engine.execution_options(postgresql_readonly=self.read_only)
 
     def _prepare(self) -> None:
         """Create the tables of a new store; refuse a database that is none, or of a newer version."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from torchstone._checks import check_float, check_one_of
@@ -23,7 +23,7 @@ from torchstone._checks import check_float, check_one_of
 __all__ = ["RESAMPLES", "mean_interval", "percentile_interval", "rank_interval", "resampled_means"]
 
 RESAMPLES = 10_000
-_CHUNK = 4_000_000  # numbers held at a time while resampling
+_CHUNK = 1_000_000  # numbers held at a time while resampling
 _SMALLEST_PART = 40  # scores are looked for among the multiples of 1/1, 1/2, ..., 1/40
 
 
@@ -100,33 +100,30 @@ def resampled_means(
     if not n:
         raise ValueError("x must have at least one row")
     flat = x.reshape(n, -1)
-    means = np.concatenate([counts @ flat for counts in _resampling_counts(n, draws, seed)]) / n
+    means = np.concatenate([counts @ flat for counts in _resampling_counts(n, draws, seed, _CHUNK // n)]) / n
     return means.reshape(draws, *x.shape[1:])
 
 
-def _resampling_counts(n: int, draws: int, seed: int) -> Iterator[Float[np.ndarray, "rows n"]]:
-    """How often each of n rows is drawn, resample by resample; in pieces where all at once would be large."""
-    if n * draws <= 1_000_000:
+def _resampling_counts(n: int, draws: int, seed: int, step: int) -> Iterator[Float[np.ndarray, "rows n"]]:
+    """How often each of n rows is drawn, resample by resample; ``step`` at a time where all at once would be large."""
+    if draws <= step:
         yield _kept_counts(n, draws, seed)
         return
     rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // n)
+    step = max(1, step)
     for start in range(0, draws, step):
-        yield _draw_counts(np.arange(n), n, min(step, draws - start), rng).astype(float)
+        yield _draw_counts(n, min(step, draws - start), rng)
 
 
 @lru_cache(maxsize=4)
 def _kept_counts(n: int, draws: int, seed: int) -> Float[np.ndarray, "draws n"]:
-    return _draw_counts(np.arange(n), n, draws, np.random.default_rng(seed)).astype(float)
+    return _draw_counts(n, draws, np.random.default_rng(seed))
 
 
-def _draw_counts(
-    codes: Int64[np.ndarray, " n"], levels: int, draws: int, rng: np.random.Generator
-) -> Int64[np.ndarray, "draws levels"]:
-    """Histograms over ``levels`` of ``draws`` resamples of the ``codes``."""
-    drawn = codes[rng.integers(codes.size, size=(draws, codes.size))]
-    drawn += levels * np.arange(draws)[:, None]
-    return np.bincount(drawn.ravel(), minlength=draws * levels).reshape(draws, levels)
+def _draw_counts(n: int, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "draws n"]:
+    drawn = rng.integers(n, size=(draws, n))
+    drawn += n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(float)
 
 
 def mean_interval(
@@ -192,7 +189,7 @@ def rank_interval(
         Each pair: ``a`` (n,) and ``b`` (m,); returns (low, high).
 
     Cost:
-        O(draws x (n + m)) from cumulative counts of the pooled values, not O(draws x n x m).
+        O(draws x (n + m)) from cumulative counts of the sorted samples, not O(draws x n x m).
 
     Raises:
         ValueError: if a sample is empty or ``alpha`` lies outside (0, 1).
@@ -204,25 +201,27 @@ def rank_interval(
     check_float("alpha", alpha, 0, 1, open_low=True, open_high=True)
     if not pairs:
         raise ValueError("pairs must hold at least one pair of samples")
-    rng = np.random.default_rng(seed)
-    p = sum(_resampled_p(np.asarray(a, float), np.asarray(b, float), draws, rng) for a, b in pairs) / len(pairs)
-    low, high = np.quantile(p, [alpha / 2, 1 - alpha / 2]).round(12)
+    p = [
+        _resampled_p(np.asarray(a, float), np.asarray(b, float), draws, seed + 2 * i) for i, (a, b) in enumerate(pairs)
+    ]
+    low, high = np.quantile(np.mean(p, axis=0), [alpha / 2, 1 - alpha / 2]).round(12)
     return float(low), float(high)
 
 
 def _resampled_p(
-    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], draws: int, rng: np.random.Generator
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], draws: int, seed: int
 ) -> Float[np.ndarray, " draws"]:
     n, m = a.size, b.size
     if a.ndim != 1 or b.ndim != 1 or not n or not m:
         raise ValueError(f"both samples of a pair must be 1-D and not empty, but have shapes {a.shape} and {b.shape}")
-    values, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
-    step = max(1, _CHUNK // (n + m))
+    b = np.sort(b)
+    below, upto = np.searchsorted(b, a, "left"), np.searchsorted(b, a, "right")
+    step = _CHUNK // max(n, m)
     p = []
-    for start in range(0, draws, step):
-        size = min(step, draws - start)
-        of_a = _draw_counts(codes[:n], values.size, size, rng)
-        of_b = _draw_counts(codes[n:], values.size, size, rng)
-        beaten = np.cumsum(of_b, axis=1) - of_b / 2  # of b, by each value: all below and half of the equal ones
-        p.append((of_a * beaten).sum(axis=1) / (n * m))
+    for of_a, of_b in zip(
+        _resampling_counts(n, draws, seed, step), _resampling_counts(m, draws, seed + 1, step), strict=True
+    ):
+        sums = np.pad(np.cumsum(of_b, axis=1), ((0, 0), (1, 0)))  # of b, up to each place in its order
+        beaten = (sums[:, below] + sums[:, upto]) / 2  # by each run of a: all below it and half of its equals
+        p.append(np.einsum("ij,ij->i", of_a, beaten) / (n * m))
     return np.concatenate(p)

@@ -6,6 +6,7 @@ Everything shown comes from the result, and every text is escaped.
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from torchstone.bench.result import Result
 from torchstone.bench.stripplot import strip_plot
 from torchstone.bench.summary import arm_lines, claim_lines, notes, state, tuning_lines
 from torchstone.bench.wording import SCOPE, SMOKE, duration
+from torchstone.catalogue import papers
 from torchstone.errors import require
 
 __all__ = ["markdown", "report_path", "write_report"]
@@ -43,7 +45,7 @@ def write_report(result: Result, path: str | Path, *, command: str = "") -> Path
     Args:
         result: what to report.
         path: the file; its folder is made if need be.
-        command: the command that runs the study again; by default the Python call.
+        command: the command that runs the study again; by default put together from the result.
 
     Returns:
         The absolute path of the file.
@@ -52,7 +54,7 @@ def write_report(result: Result, path: str | Path, *, command: str = "") -> Path
         MissingDependencyError: without jinja2 or matplotlib.
         OSError: if the file cannot be written.
     """
-    page = _html(result, command or _python_call(result))
+    page = _html(result, command or _again(result))
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -135,8 +137,12 @@ def _plot(result: Result, experiment: str, case: str, metric: str, arms: list[st
     return strip_plot(scores, metric=metric, title=title, roles={arm: known[arm].role for arm in arms}, prefix=prefix)
 
 
-def _python_call(result: Result) -> str:
-    return f"torchstone.run({result.study.name!r}, scale={result.scale!r}, store={result.store!r})"
+def _again(result: Result) -> str:
+    """How to run the study again, where nobody says which command it was."""
+    place = result.store.removeprefix("sqlite:///")
+    if result.study.name in {row.slug for row in papers()}:
+        return shlex.join(["torchstone", "run", result.study.name, "--scale", result.scale, "--store", place])
+    return f"torchstone.run(study, scale={result.scale!r}, store={place!r})  # or the same call of torchstone.compare"
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

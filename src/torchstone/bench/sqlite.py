@@ -49,10 +49,12 @@ def create_engine(path: Path | None, *, read_only: bool) -> sa.Engine:
 
 
 def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
+    if path is not None and path.is_dir():
+        raise StoreError(f"{path} is a folder: name a file in it, for example {path / 'results.db'}")
     if path is not None and read_only:
         return _connect_to_read(path)
     if path is not None:
-        _prepare(path)
+        _make_folder(path)
     connection = sqlite3.connect(
         path or ":memory:", timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
@@ -92,10 +94,8 @@ def _open(address: str) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(path: Path) -> None:
-    """Make the folder of a store and refuse places where it could not work."""
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder: name a file in it, for example {path / 'results.db'}")
+def _make_folder(path: Path) -> None:
+    """Make the folder of a store; refuse one where several processes would damage it."""
     kind = network_file_system(path)
     if kind:
         raise StoreError(
@@ -110,6 +110,9 @@ def _prepare(path: Path) -> None:
 
 def _use_log(connection: sqlite3.Connection) -> None:
     """Switch to write-ahead logging; when several processes make a new file SQLite does not wait by itself."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if tables and "meta" not in tables:  # not ours: to be refused, but not to be changed
+        return
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:

@@ -111,14 +111,14 @@ class _Writer:
         return f"{type(node).__name__}({','.join(parts)})"
 
     def _fields(self, node: ast.AST) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, ast.Call):
-            declared = self._word(node.func) in DECLARATIONS
+        if isinstance(node, ast.Call) and self._word(node.func) in DECLARATIONS:
             yield "func", node.func
-            yield "args", [] if declared else node.args
-            yield (
-                "keywords",
-                [k for k in node.keywords if (k.arg == "shared" if declared else k.arg not in PROSE)],
-            )
+            calls = [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+            yield "shared", [k.value for inner in calls for k in inner.keywords if k.arg == "shared"]
+        elif isinstance(node, ast.Call):
+            yield "func", node.func
+            yield "args", node.args
+            yield "keywords", [keyword for keyword in node.keywords if keyword.arg not in PROSE]
         elif isinstance(node, ast.JoinedStr):
             yield "values", _merged(node.values)
         elif isinstance(node, ast.FormattedValue) and isinstance(node.format_spec, ast.JoinedStr):

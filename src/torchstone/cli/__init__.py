@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -24,4 +25,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(f"torchstone: {INSTALL_BENCH}\n")
         sys.exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a sign that the terminal's encoding lacks must not end a run
     app(args=args, prog_name="torchstone")

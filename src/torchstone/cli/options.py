@@ -26,6 +26,7 @@ __all__ = [
     "Store",
     "Strict",
     "TimeBudget",
+    "check_device",
     "check_takes",
     "parse_duration",
     "parse_settings",
@@ -82,6 +83,18 @@ Report = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Where to write the HTML report; by default beside the store.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+def check_device(name: str) -> None:
+    """Raise ``ValueError`` unless torch can compute on the device; better now than in the first run."""
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises both
+        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
 
 
 def split_names(values: Iterable[str]) -> list[str]:

@@ -81,14 +81,19 @@ def _claims(found: Result) -> list[RenderableType]:
     )
     parts: list[RenderableType] = [_indented(Text("  ".join(header), style="dim"))]
     for experiment in found.study.experiments:
-        parts += [Text(""), Text.assemble((experiment.name, "bold"), f" ({state(found, experiment.name)})")]
-        for line, (verdict, *numbers) in zip(lines, rows, strict=True):
-            if line.experiment != experiment.name:
-                continue
+        here = [(line, row) for line, row in zip(lines, rows, strict=True) if line.experiment == experiment.name]
+        head = Text.assemble((experiment.name, "bold"), f" ({state(found, experiment.name)})")
+        parts += [Text(""), head]
+        if experiment.name in found.not_run:
+            head.append(f": {len(here)} claim{'s' * (len(here) != 1)}, see the report")
+            continue
+        said = ""
+        for line, (verdict, *numbers) in here:
             parts.append(Text.assemble(line.claim, (f" ({line.mark})" if line.mark else "", "bold")))
             parts.append(_indented(Text.assemble((verdict, STYLES[line.tone]), "  ", "  ".join(numbers).rstrip())))
-            if line.tone != "good" and experiment.name not in found.not_run:
+            if line.tone != "good" and line.reason != said:  # the same reason is said once
                 parts.append(_indented(Text(line.reason, style="dim")))
+                said = line.reason
     return parts
 
 

@@ -22,6 +22,7 @@ from torchstone.cli.options import (
     Store,
     Strict,
     TimeBudget,
+    check_device,
     check_takes,
     parse_settings,
     print_json,
@@ -68,6 +69,7 @@ def run(
 
     if report is not None and len(slugs) > 1:
         raise typer.BadParameter("--report names one file: give it with one paper")
+    check_device(device)
     studies = [api.find_study(slug) for slug in dict.fromkeys(slugs)]
     end = None if budget is None else time.monotonic() + budget
     finished: list[Finished] = []
@@ -165,6 +167,7 @@ def compare(
     from torchstone import api
     from torchstone.cli.progress import watch
 
+    check_device(device)
     found = api.find_track(track)
     given = {"noise": noise, "labels": labels, "val": val, "test": test, "epochs": epochs}
     named = {key: _single(value) for key, value in given.items() if value}

@@ -29,8 +29,8 @@ def from_arrays(x: Any, y: Any, *, name: str, class_names: Sequence[str] | None 
     """Make a data set of inputs and labels (numpy arrays, tensors or nested lists) under the conventions above.
 
     Shapes:
-        ``x`` (n, features) or more; grey images (n, height, width) of ``uint8`` become (n, 1, height, width), and (n, height, width,
-        channels) becomes (n, channels, height, width); ``y`` (n,).
+        ``x`` (n, features) or more; ``y`` (n,). Of ``uint8``, grey images (n, height, width) become (n, 1, height,
+        width), and (n, height, width, channels) becomes (n, channels, height, width).
 
     Raises:
         CorruptDataError: if lengths, types or values are not those of a labelled set (one sentence says which).

@@ -31,7 +31,7 @@ def seeded(generator: torch.Generator | None, *, device: torch.device | None = N
         device: an accelerator on which the block draws as well.
 
     Raises:
-        ValueError: if torch offers no access to the generator of ``device`` (Apple's MPS).
+        ValueError: if torch offers no access to the generator of ``device``.
 
     Example:
         >>> with seeded(torch.Generator().manual_seed(0)):
@@ -82,10 +82,14 @@ def initialize_(module: M, generator: torch.Generator | None) -> M:
 def _global_generators(device: torch.device | None) -> list[torch.Generator]:
     """Return torch's global generators: the CPU's, and that of ``device`` if it is another."""
     streams = [torch.default_generator]
-    if device is not None and device.type not in ("cpu", "meta"):
-        backend = torch.get_device_module(device)
-        if not hasattr(backend, "default_generators"):
-            raise ValueError(f"device {device} does not let its global generator be saved; draw on the CPU instead")
+    if device is None or device.type in ("cpu", "meta"):
+        return streams
+    backend = torch.get_device_module(device)
+    if device.type == "mps":  # torch.mps has one generator and no public name for it
+        streams.append(backend._get_default_mps_generator())
+    elif hasattr(backend, "default_generators"):
         backend.init()
         streams.append(backend.default_generators[backend.current_device() if device.index is None else device.index])
+    else:
+        raise ValueError(f"device {device} does not let its global generator be saved; draw on the CPU instead")
     return streams

@@ -181,7 +181,7 @@ def fit(
     Raises:
         DivergedError: at a loss that is NaN or infinite: at once on a CPU, at the end of the epoch on an accelerator,
             which is not made to wait for each step.
-        TypeError: if a callback returns something else.
+        TypeError: if a loader yields, or a callback returns, something else.
         ValueError: if an argument is out of range, the data are empty, the loss is no scalar, or the checkpoint was
             written by a run with other parts.
 
@@ -301,7 +301,7 @@ def _batches(
     if not isinstance(data, Tensors):
         if batch_size is not None or drop_last:
             raise ValueError("batch_size and drop_last are for tensors in memory; a loader has its own")
-        return lambda: (Batch(*(part.to(device, non_blocking=True) for part in parts)) for parts in data)
+        return lambda: (_loaded(parts, device) for parts in data)
 
     if batch_size is None:
         raise ValueError("batch_size must be given for tensors in memory")
@@ -319,6 +319,21 @@ def _batches(
             yield Batch(x.index_select(0, index), y.index_select(0, index), index)
 
     return shuffled
+
+
+def _loaded(parts: Any, device: torch.device) -> Batch:
+    """Return what a loader yielded as a batch on ``device``."""
+    if not isinstance(parts, list | tuple) or len(parts) not in (2, 3) or not all(isinstance(p, Tensor) for p in parts):
+        kinds = (
+            ", ".join(type(part).__name__ for part in parts)
+            if isinstance(parts, list | tuple)
+            else type(parts).__name__
+        )
+        raise TypeError(
+            f"data must yield batches of tensors (x, y) or (x, y, index), but yield ({kinds}); a data set goes into a "
+            "torch.utils.data.DataLoader"
+        )
+    return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
 
 @dataclass(frozen=True)
