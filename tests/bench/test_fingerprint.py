@@ -210,7 +210,7 @@ def house(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {
             "torchstone/__init__": "",
             "torchstone/noise/__init__": "from torchstone.noise.sop import Sop\nfrom torchstone.noise.gce import Gce\n",
-            "torchstone/noise/sop": "from torchstone._checks import c\nfrom torchstone.models import MLP\nclass Sop: ...",
+            "torchstone/noise/sop": "from torchstone._checks import c\nfrom torchstone.models import MLP\nclass Sop: 0",
             "torchstone/noise/gce": "class Gce: ...",
             "torchstone/models/__init__": "from torchstone.models.mlp import MLP",
             "torchstone/models/mlp": "from torchstone.errors import StudyError\nclass MLP: ...",
@@ -247,8 +247,8 @@ def test_arms_of_this_library() -> None:
 
 
 def test_libraries_have_a_version_instead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(folder, {"plug": "import other_library\n" + RUN, "other_library": ""})
-    monkeypatch.setattr(module, "LIBRARIES", (*module.LIBRARIES, folder))
+    _write(folder, {"site-packages/plug": "import other_library\n" + RUN, "site-packages/other_library": ""})
+    monkeypatch.syspath_prepend(folder / "site-packages")
     run = importlib.import_module("plug").run
     assert set(sources(run)) == {"plug"}  # an installed method is the user's own, but what lies beside it is not
     assert set(sources(functools.partial(run, torch.nn.functional.relu, torch.relu, torch.nn.ReLU))) == {"plug"}
@@ -303,19 +303,27 @@ RATE = 0.1
 TABLE = object()
 def helper(x):
     return x * RATE in {"a", "b"}
-class Net:
+class Base:
+    @property
+    def size(self): return 5
+class Net(Base):
     width = 3
     def forward(self): return Net
+    @staticmethod
+    def make(): return 6
+@torch.no_grad()
+def test(x, margin=7): return x > 8
+@torch.no_grad()
 def run(cell, depth=2):
     "Prose."
-    return [helper(i) + 1 for i in cell], Net, TABLE, silent
+    return [helper(i) + 1 for i in cell], Net, TABLE, silent, test
 """
 
 
 def _typed_in(text: str) -> Callable[..., Any]:
     """The function ``run`` of a notebook."""
     notebook = ModuleType("__main__")
-    vars(notebook)["silent"] = silent
+    vars(notebook).update(silent=silent, torch=torch)
     exec(compile(text, "<cell 1>", "exec"), vars(notebook))
     return notebook.run
 
@@ -338,6 +346,10 @@ def _no_script(monkeypatch: pytest.MonkeyPatch) -> None:
         ("width = 3", "width = 4", True),
         ("return Net\n", "return None\n", True),
         ("depth=2", "depth=3", True),
+        ("return 5", "return 6", True),
+        ("return 6", "return 7", True),
+        ("margin=7", "margin=8", True),
+        ("x > 8", "x > 9", True),
     ],
 )
 def test_a_notebook_is_known_by_its_byte_code(old: str, new: str, changes: bool) -> None:

@@ -51,8 +51,13 @@ def test_rows_behind_a_gap_and_beyond_the_maximum_do_not_count() -> None:
     complete = rows(MAIN, *[WIN] * 10)
     gap = [row for row in complete if row.replicate != 3]
     assert judge(STUDY, {"main": gap})[0].n == 3
-    many = rows(MAIN, *[TIE] * 40)
-    assert judge(STUDY, {"main": many})[0].n == 29
+    fixed = two_arm_study(replicates=(29, 29))
+    assert judge(fixed, {"main": rows(fixed.experiments[0], *[WIN] * 40)})[0].n == 29
+
+
+def test_replicates_after_the_decision_do_not_change_the_numbers() -> None:
+    early, late = primary(*[WIN] * 6), primary(*[WIN] * 6, *[LOSS] * 5)
+    assert (late.n, late.estimate, late.scores) == (early.n, early.estimate, early.scores) == (6, 1.0, (1.0,) * 6)
 
 
 def test_divergence_counts_as_a_loss_and_nan_is_excluded() -> None:

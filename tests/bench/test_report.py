@@ -17,6 +17,7 @@ from torchstone.bench.judge import judge
 from torchstone.bench.report import markdown, report_path, write_report
 from torchstone.bench.result import Result, Tuning
 from torchstone.bench.stripplot import strip_plot
+from torchstone.bench.summary import arm_lines, claim_lines
 
 HOSTILE = "<script>alert(1)</script>\"&'$\\frac{|[x](javascript:1)\u202e\U0001f600"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -247,4 +248,24 @@ def test_strip_plot_draws_every_value_and_leaves_no_trace():
     assert dict(matplotlib.rcParams) == before
     assert (svg.count('style="fill: #3a86c8'), svg.count('style="fill: #d9772b')) == (2, 3)
     assert "<title>t</title><desc>Mean accuracy: a 0.15, b 0.4.</desc>" in svg
+    assert "#010203" not in svg
+    assert svg.count("currentColor") > 10  # text and axes follow the page into dark mode
     assert svg == strip_plot(scores, metric="accuracy", title="t", roles={"b": "method"}, prefix="p")
+
+
+def test_strip_plot_takes_no_name_for_a_formula():
+    svg = strip_plot({r"a$\frac{$": [0.1, 0.2], "雪": [0.3, 0.4]}, metric=r"$\foo{$", title="t")
+    assert r"a$\frac{$</text>" in svg
+    assert r"$\foo{$</text>" in svg
+    assert "雪</text>" in svg
+
+
+def test_diverged_runs_are_counted_arm_by_arm():
+    lines = {(line.arm, line.case): line.diverged for line in arm_lines(result(), "main")}
+    assert lines == {("base", "40%"): 0, ("method", "40%"): 0, ("base", "b"): 0, ("method", "b"): 1}
+
+
+def test_the_dust_of_rounding_is_no_number():
+    found = result()
+    change = replace(found.primary, effect_interval=(-1.6e-17, 0.2))
+    assert claim_lines(replace(found, judgements=(change,)))[0].effect_interval == "[0, +0.2]"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import two_arm_study
+from torchstone.bench import Higher
 from torchstone.bench.runner import Event, Options, run_study
 from torchstone.bench.store import Store
 from torchstone.cli.progress import Tally, watch
@@ -85,10 +86,12 @@ def test_plain_text_has_one_line_per_replicate():
     assert lines[9] == "main: every claim is decided (6 replicates)"
 
 
-def test_a_terminal_gets_a_live_table_with_names_as_they_are():
-    text = shown(Terminal(), cases=("[red]", "b"))
+def test_a_terminal_gets_a_live_table_with_names_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    claims = (Higher("accuracy", "method", "baseline", cases=("red",), primary=True),)
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown(Terminal(), cases=("red", "b"), claims=claims))
     assert "█" in text
-    assert "accuracy of method is higher than that of baseline" in text
+    assert "accuracy of method is higher than that of baseline [red]  P=1" in text
     assert "main: every claim is decided (6 replicates)" in text
 
 

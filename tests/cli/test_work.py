@@ -14,6 +14,7 @@ from tests.fakes import two_arm_study
 from torchstone import api
 from torchstone.bench import Arm, Cell, Outcome, Study, Track, report
 from torchstone.bench.store import Store
+from torchstone.cli import show
 from torchstone.cli.app import app
 from torchstone.errors import did_you_mean
 
@@ -153,6 +154,18 @@ def test_budget_replicates_and_only():
     assert run("run", "bad", "--budget", "1s", "-q", "--json").exit_code == 0
 
 
+def test_the_budget_is_that_of_the_whole_command(monkeypatch: pytest.MonkeyPatch):
+    original, budgets = api.run, []
+
+    def note(study: Study, **options: Any) -> Any:
+        budgets.append(options["budget"])
+        return original(study, **options)
+
+    monkeypatch.setattr(api, "run", note)
+    run("run", "good", "bad", "-q", "--budget", "1h")
+    assert 3500 < budgets[1] < budgets[0] <= 3600
+
+
 def test_report_where_asked_for(tmp_path: Path):
     assert run("run", "good", "-q", "--report", str(tmp_path / "a" / "b.html")).exit_code == 0
     assert (tmp_path / "a" / "b.html").exists()
@@ -203,6 +216,13 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, monkeypatch: pytest
     ):
         assert part in text
     assert "…" not in text
+
+
+def test_long_names_are_folded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "40")
+    show.render(show.table(("arm", "score"), [("x" * 100, "[0.5]")]))
+    out = capsys.readouterr().out
+    assert (out.count("x"), out.count("[0.5]")) == (100, 1)
 
 
 def test_compare_hands_over_what_was_asked_for():

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -36,7 +37,8 @@ from torchstone.errors import StudyError
 __all__ = ["fingerprint", "sources"]
 
 TORCHSTONE = Path(__file__).resolve().parents[1]
-LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platlib", "purelib"))
+STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
+INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
 def fingerprint(run: Callable[..., Any]) -> str:
@@ -92,7 +94,8 @@ def _sources_of(part: Any, *, own: bool) -> dict[str, str]:
     file = _source_file(part)
     if file is None:
         return _loose_code(part)
-    if not own and not file.is_relative_to(TORCHSTONE) and any(map(file.is_relative_to, LIBRARIES)):
+    is_library = file.is_relative_to(STANDARD) or not INSTALLED.isdisjoint(file.parts)
+    if is_library and not own and not file.is_relative_to(TORCHSTONE):
         return {}
     name = part.__name__ if isinstance(part, types.ModuleType) else part.__module__
     home = _home(module_name(name), file)
@@ -102,7 +105,7 @@ def _sources_of(part: Any, *, own: bool) -> dict[str, str]:
 def _source_file(part: Any) -> Path | None:
     """The Python file that defines a function, class or module."""
     module = part if isinstance(part, types.ModuleType) else sys.modules.get(part.__module__ or "")
-    code = getattr(part, "__code__", None)
+    code = getattr(inspect.unwrap(part), "__code__", None)  # that of a decorator may be from anywhere
     file = Path(getattr(module, "__file__", None) or (code.co_filename if code else "")).resolve()
     return file if file.is_file() and file.suffix not in (".so", ".pyd", ".pyc") else None
 
@@ -143,7 +146,7 @@ def _home(name: str, file: Path) -> _Home:
     path = file.parent if is_package else file.with_suffix("")
     if [*path.parts[-len(parts) :]] == parts and (len(parts) > 1 or is_package):
         return _Home(path.parents[len(parts) - 1], parts[0])
-    return _Home(file.parent, file.stem if file.parent in LIBRARIES else "")
+    return _Home(file.parent, file.stem if file.parent.name in INSTALLED else "")
 
 
 def _closure(start: Path, home: _Home) -> dict[str, Source]:
@@ -203,25 +206,42 @@ def _definer(module: str, wanted: str, home: _Home) -> str:
 def _loose_code(part: Any) -> dict[str, str]:
     """Byte code of a function or class without a file, and of what it takes from where it was typed in."""
     found: dict[str, str] = {}
-    todo: list[tuple[str, Any]] = [("", part)]
+    seen: set[int] = set()
+    todo: list[tuple[str, Any]] = [(qualified_name(part), part)]
     while todo:
         name, item = todo.pop()
         if not (isinstance(item, types.ModuleType) or hasattr(item, "__qualname__")):
             with contextlib.suppress(StudyError):  # what has no identity (a table of data, say) cannot count
                 found[name] = canonical_json(item)
-        elif _source_file(item) is not None:
-            found |= _sources_of(item, own=False)
-        elif isinstance(item, types.FunctionType | type) and (key := qualified_name(item)) not in found:
-            if isinstance(item, type):
-                found[key] = "class"
-                members = {n: v for n, v in vars(item).items() if isinstance(v, types.FunctionType) or n[:2] != "__"}
-                todo += [(f"{key}.{n}", v) for n, v in members.items()] + [("", base) for base in item.__bases__]
-            else:
-                found[key] = blake2b(_code_text(item.__code__, item.__doc__).encode(), digest_size=16).hexdigest()
-                used = _global_names(item.__code__) & item.__globals__.keys()
-                todo += [(f"{key}.{n}", item.__globals__[n]) for n in used]
-                todo.append((f"{key}()", (item.__defaults__, item.__kwdefaults__)))
+        elif id(item) not in seen:
+            seen.add(id(item))
+            if _source_file(item) is not None:
+                found |= _sources_of(item, own=False)
+            elif isinstance(item, type):
+                members = {key: getattr(value, "fget", value) for key, value in vars(item).items()}
+                todo += [
+                    (f"{name}.{key}", value) for key, value in members.items() if _is_code(value) or key[:2] != "__"
+                ]
+                todo += [(f"{name}({base.__name__})", base) for base in item.__bases__]
+            elif _is_code(item):
+                function = getattr(item, "__func__", item)  # of a class or static method
+                found[name] = blake2b(
+                    _code_text(function.__code__, function.__doc__).encode(), digest_size=16
+                ).hexdigest()
+                todo += [(f"{name}.{key}", value) for key, value in sorted(_used(function).items())]
     return found
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, types.FunctionType | classmethod | staticmethod)
+
+
+def _used(function: types.FunctionType) -> dict[str, Any]:
+    """What a function takes from outside: globals, defaults, the function that it decorates."""
+    names = _global_names(function.__code__) & function.__globals__.keys()
+    wrapped = getattr(function, "__wrapped__", None)
+    defaults = {"()": (function.__defaults__, function.__kwdefaults__), "@": wrapped}
+    return {name: function.__globals__[name] for name in names} | defaults
 
 
 def _code_text(code: types.CodeType, doc: str | None = None) -> str:

@@ -37,7 +37,7 @@ class Judgement:
         verdict: the verdict.
         decided: whether further replicates can no longer change it.
         reason: why this verdict, in one sentence.
-        n: replicates that count.
+        n: replicates that count: up to the one at which the claim was decided.
         estimate: mean score, the estimated probability that the claim holds in a replicate.
         interval: 95 % interval of that probability, valid at any stopping time.
         e_value: evidence for the claim (against "no more often than not").
@@ -172,6 +172,8 @@ def _judge_claim(
         verdict=decision.verdict,
         decided=decision.stopped,
         reason=decision.reason,
+        n=decision.n,
+        scores=common.scores[: decision.n],
         estimate=decision.estimate,
         interval=decision.interval,
         e_value=decision.e_ahead,

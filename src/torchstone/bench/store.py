@@ -36,7 +36,7 @@ NAMES = ("study", "experiment", "arm", "case", "replicate", "scale", "kind", "at
 class Store:
     """Runs and their outcomes in a SQLite file or a PostgreSQL database; a context manager.
 
-    Make one with :meth:`open`. Every method is one transaction (or, reading, one per 500 runs).
+    Make one with :meth:`open`. Every method is one transaction.
 
     Example:
         >>> spec = RunSpec("study", "main", "ce", "default", 0, "smoke")

@@ -65,6 +65,8 @@ def _tuned(name: str, cases: tuple[str, ...] = ()) -> Arm:
     return replace(arm, space={**arm.space, "lr": LR}, cases=cases)
 
 
+FULL_CIFAR10 = Setting(labels={}, model="resnet18", epochs=120, batch_size=128, augment="crop-flip", val_fraction=0.1)
+
 BEST_EPOCH = Arm(
     BestEpoch(Trial(fit_ce)),
     tuned_as="ce",
@@ -112,14 +114,13 @@ def _mnist() -> Experiment:
         test_fraction=0.2,
         val_fraction=0.4,
     )
-    rivals = ("sym40", "asym40")
     return Experiment(
         name="mnist",
         arms={
             "ce": _tuned("ce"),
             "ce-best-epoch": BEST_EPOCH,
-            "gce": _tuned("gce", rivals),
-            "elr": _tuned("elr", rivals),
+            "gce": _tuned("gce", ("sym40",)),
+            "elr": _tuned("elr", ("sym40", "asym40")),
             "sop": _tuned("sop"),
             "sop-no-v": WITHOUT_V,
             "sop-published": PUBLISHED,
@@ -160,13 +161,13 @@ def _mnist() -> Experiment:
 
 def _digits() -> Experiment:
     bench = Setting(
-        labels={"sym40": "symmetric:0.4"}, model="mlp", epochs=30, batch_size=32, test_fraction=0.2, val_fraction=0.3
+        labels={"sym40": "symmetric:0.4"}, model="mlp", epochs=80, batch_size=64, test_fraction=0.2, val_fraction=0.5
     )
     return Experiment(
         name="digits",
         arms={"ce": _tuned("ce"), "ce-best-epoch": BEST_EPOCH, "elr": _tuned("elr"), "sop": _tuned("sop")},
         cases=("sym40",),
-        premises=(Higher("memorised", "ce", 0.5),),
+        premises=(Higher("memorised", "ce", 0.3),),
         claims=(
             Higher("accuracy", "sop", "ce"),
             Higher("accuracy", "sop", "ce-best-epoch"),
@@ -183,32 +184,28 @@ def _cifar10n() -> Experiment:
     bench = Setting(
         labels={case: f"column:{case}" for case in cases},
         model=small_cnn,
-        epochs=12,
+        epochs=30,
         batch_size=32,
-        samples=2400,
-        test_fraction=1 / 3,
-        val_fraction=0.25,
+        samples=1350,
+        test_fraction=4 / 9,
+        val_fraction=0.2,
     )
     return Experiment(
         name="cifar10n",
-        arms={
-            "ce": _tuned("ce"),
-            "ce-best-epoch": BEST_EPOCH,
-            "elr": _tuned("elr", ("worse",)),
-            "sop": _tuned("sop"),
-        },
+        arms={"ce": _tuned("ce"), "ce-best-epoch": BEST_EPOCH, "sop": _tuned("sop")},
         cases=cases,
-        premises=(Higher("memorised", "ce", 0.3, cases=("worse",)),),
+        # Human errors are plausible: a net that has seen none of them makes a third of them by itself.
+        premises=(Higher("memorised", "ce", 0.8, cases=("worse",)),),
         claims=(
             Higher("accuracy", "sop", "ce", cases=("worse",)),
             Higher("accuracy", "sop", "ce", cases=("random1", "aggre")),
             Higher("accuracy", "sop", "ce-best-epoch"),
-            Higher("accuracy", "sop", "elr"),
         ),
+        replicates=(6, 15),
         settings={
             "smoke": replace(bench, epochs=1, samples=300),
             "bench": bench,
-            "paper": replace(_FULL_CIFAR10, labels=bench.labels),
+            "paper": replace(FULL_CIFAR10, labels=bench.labels),
         },
         shared=Problem("cifar10n"),
         needs=("cifar10n",),
@@ -243,15 +240,13 @@ def _cifar10() -> Experiment:
                 text="accuracy of sop-published comes within one point of the published 90.1 % [sym40]",
             ),
         ),
-        settings={"paper": replace(_FULL_CIFAR10, labels={case: f"symmetric:{rate}" for case, rate in rates.items()})},
+        settings={"paper": replace(FULL_CIFAR10, labels={case: f"symmetric:{rate}" for case, rate in rates.items()})},
         replicates=(6, 6),
         shared=Problem("cifar10"),
         needs=("cifar10", "gpu"),
         data=_identity("cifar10"),
     )
 
-
-_FULL_CIFAR10 = Setting(labels={}, model="resnet18", epochs=120, batch_size=128, augment="crop-flip")
 
 STUDY = Study(
     "sop",

@@ -42,12 +42,12 @@ class Setting:
 
     labels: Mapping[str, str]
     model: Any = "mlp"
-    epochs: int = 30
-    batch_size: int = 128
+    epochs: int = 40
+    batch_size: int = 64
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: str = "none"
-    val_fraction: float = 0.1
+    val_fraction: float = 0.2
     test_fraction: float = 0.2
     samples: int | None = None
     val: str = "noisy"

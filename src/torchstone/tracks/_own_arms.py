@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torchstone.bench.identity import canonical_json
 from torchstone.bench.study import Arm
 from torchstone.data.imported import import_object
 from torchstone.errors import did_you_mean
@@ -31,7 +32,8 @@ def choose_arms(
     Raises:
         UnknownNameError: for a name, module or function that does not exist.
         TypeError: if an own method cannot be called as a method is.
-        ValueError: if two arms have the same name, or an own method is not a function of a module.
+        StudyError: if an own method is a lambda or a local function, which has no identity.
+        ValueError: if two arms have the same name.
     """
     arms: dict[str, Arm] = {}
     own: list[str] = []
@@ -69,11 +71,8 @@ def _own_arm(name: str, method: Any, trial: Callable[[Any], Any], positional: in
     """The arm of a user's own method; its attributes ``hyper`` and ``space`` say with what it is run."""
     if not callable(method):
         raise TypeError(f"arm {name!r} must be a function, but is of type {type(method).__name__}")
+    canonical_json({name: method})  # a method without an identity is refused here, not after the first run
     qualname = getattr(method, "__qualname__", type(method).__qualname__)
-    if "<" in qualname:
-        raise ValueError(
-            f"arm {name!r} must be a function of a module, so that its code has an identity, but is {qualname}"
-        )
     hyper, space = dict(getattr(method, "hyper", {})), dict(getattr(method, "space", {}))
     try:
         inspect.signature(method).bind(*range(positional), **{**hyper, **space})

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from torchstone.bench.identity import canonical_json
 from torchstone.bench.result import Result
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.study import Cell
@@ -58,8 +59,8 @@ def refit_winner(result: Result, path: Path, device: str) -> Path:
         raise TorchstoneError(f"arm {name!r} gives a {type(predictor).__name__}, which has no weights to save")
     metadata = {
         "arm": name,
-        "hyper": json.dumps(hyper, sort_keys=True, default=str),
-        "model": model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}",
+        "hyper": canonical_json(hyper),
+        "model": canonical_json(model).strip('"'),
         "classes": json.dumps(data.class_names),
         "input_shape": json.dumps(list(data.x.shape[1:])),
         "labels": setting.labels[case],

@@ -25,6 +25,12 @@ __all__ = ["BestEpoch", "Trial"]
 class Trial:
     """``run`` of an arm: trains with ``fit`` and scores the predictor on test data that ``fit`` never gets.
 
+    The outcome has ``accuracy`` on the clean test samples after the last epoch; ``best_accuracy``, the best over all
+    epochs, which nobody could have picked without those samples; ``memorised``, the share of the wrongly labelled
+    training samples for which the predictor gives the wrong label back; and ``noise_auc``, how well the predictor's
+    ``noise_score`` tells wrong labels from right ones. The last two are NaN where nobody knows which labels are wrong.
+    Counted costs are ``steps``, ``forwards`` (samples through the network) and ``parameters``.
+
     Args:
         fit: ``fit(make_model, train, val, cell, **hyper) -> predictor``.
         model: the user's own model factory; ``None`` for the model that the setting names.

@@ -35,6 +35,7 @@ import torch
 from torchstone import models
 from torchstone._checks import check_float, check_int, check_one_of
 from torchstone.bench.claims import Higher
+from torchstone.bench.identity import canonical_json
 from torchstone.bench.result import Result
 from torchstone.bench.space import LogUniform, Uniform
 from torchstone.bench.study import Arm, Experiment, Study, Track
@@ -42,7 +43,7 @@ from torchstone.data.imported import import_object
 from torchstone.data.registry import OWN_DATA_HELP, load
 from torchstone.data.tensors import TensorData
 from torchstone.errors import did_you_mean
-from torchstone.tracks._label_source import LabelSource, parse_noise
+from torchstone.tracks._label_source import parse_noise
 from torchstone.tracks._noisy_data import Problem, Setting, part_sizes
 from torchstone.tracks._noisy_fits import fit_ce, fit_elr, fit_gce, fit_sop
 from torchstone.tracks._own_arms import ArmChoice, choose_arms
@@ -65,7 +66,7 @@ __all__ = [
     "study",
 ]
 
-LR = LogUniform(0.01, 0.5)
+LR = LogUniform(0.01, 0.3)
 """Search space of the learning rate of the network, the same for all arms."""
 
 ARMS: dict[str, Arm] = {
@@ -125,10 +126,10 @@ def study(
     noise: str | Sequence[str] | None = None,
     labels: str | Sequence[str] | None = None,
     val: str = "noisy",
-    epochs: int = 30,
-    batch_size: int = 128,
+    epochs: int = 40,
+    batch_size: int = 64,
     augment: str = "none",
-    val_fraction: float = 0.1,
+    val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     samples: int | None = None,
     replicates: tuple[int, int] = (6, 29),
@@ -167,11 +168,14 @@ def study(
 
     Raises:
         UnknownNameError: for an unknown data set, model, arm, kind of noise or column.
+        CorruptDataError: if the data cannot be used.
+        StudyError: if the model is a lambda or a local function, which has no identity.
         ValueError: if the data offer no clean test labels, the model does not fit the data, or an argument is out of
             range.
     """
     loaded = load(data, test=test, label=label, size=size)
     factory = import_object(model, kind="model") if isinstance(model, str) and ":" in model else model
+    canonical_json({"model": factory})  # a model without an identity is refused here, not after the first run
     setting = Setting(
         labels=_cases(loaded, noise, labels),
         model=factory or "mlp",
@@ -252,7 +256,7 @@ def _cases(data: TensorData, noise: str | Sequence[str] | None, labels: str | Se
 def _check_data(data: TensorData, setting: Setting) -> None:
     part_sizes(data, setting)
     for case in setting.labels:
-        source: LabelSource = setting.source(case)
+        source = setting.source(case)
         source.check(data)
         if setting.val == "clean" and not source.truth_known:
             raise ValueError("val='clean' needs right labels beside the noisy ones: give noise or labels")
