@@ -1,4 +1,4 @@
-"""What may be skipped: a test that needs more than the installation is required only where TORCHSTONE_REQUIRE names it."""
+"""What may be skipped: what needs more than the installation is required only where TORCHSTONE_REQUIRE names it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is no failure: timings never decide a test.
+settings.register_profile("torchstone", deadline=None)
+settings.load_profile("torchstone")
 
 if os.environ.get("TORCHSTONE_CHECK_SHAPES"):
     from jaxtyping import install_import_hook

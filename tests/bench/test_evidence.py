@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from torchstone.bench.store import Store
 
 from tests.fakes import two_arm_study
 from torchstone.bench import evidence
 from torchstone.bench.result import Result
 from torchstone.bench.runner import Options, run_study
+from torchstone.bench.store import Store
 
 
 def smoke(good: float = 0.9) -> Result:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torchstone.bench.store import Store
 
 from tests.fakes import two_arm_study
 from torchstone.bench import Arm, Cell, Experiment, Higher, Outcome, Study, Uniform
 from torchstone.bench.runner import Event, Options, run_study
+from torchstone.bench.store import Store
 from torchstone.bench.verdict import Verdict
 from torchstone.errors import DivergedError, StudyError, UnknownNameError
 

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 import torchstone.data
-from torchstone.data import OWN_DATA_HELP, TensorData, available, import_object, load
+from torchstone._imports import import_object
+from torchstone.data import OWN_DATA_HELP, TensorData, available, load
 from torchstone.errors import CorruptDataError, DataNotFoundError, UnknownNameError
 
 

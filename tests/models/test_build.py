@@ -74,7 +74,7 @@ def test_factory_by_name():
     ("factory", "error", "message"),
     [
         ("resnet2", UnknownNameError, "unknown model 'resnet2': did you mean 'resnet20'?"),
-        ("no_such_models:net", UnknownNameError, "there is no module 'no_such_models' for model no_such_models:net"),
+        ("no_such_models:net", UnknownNameError, "model factory .no_such_models:net.: there is no module"),
         ("my_models:byname", UnknownNameError, "unknown model factory in my_models 'byname': did you mean 'by_name'?"),
         (
             "my_models:NoArguments",

@@ -105,7 +105,8 @@ def _sources_of(part: Any, *, own: bool) -> dict[str, str]:
 def _source_file(part: Any) -> Path | None:
     """The Python file that defines a function, class or module."""
     module = part if isinstance(part, types.ModuleType) else sys.modules.get(part.__module__ or "")
-    code = getattr(inspect.unwrap(part), "__code__", None)  # that of a decorator may be from anywhere
+    inner: Any = inspect.unwrap(part)  # what a decorator stands before; its own code may be from anywhere
+    code = getattr(inner, "__code__", None)
     file = Path(getattr(module, "__file__", None) or (code.co_filename if code else "")).resolve()
     return file if file.is_file() and file.suffix not in (".so", ".pyd", ".pyc") else None
 
@@ -236,7 +237,7 @@ def _is_code(value: Any) -> bool:
     return isinstance(value, types.FunctionType | classmethod | staticmethod)
 
 
-def _used(function: types.FunctionType) -> dict[str, Any]:
+def _used(function: Any) -> dict[str, Any]:
     """What a function takes from outside: globals, defaults, the function that it decorates."""
     names = _global_names(function.__code__) & function.__globals__.keys()
     wrapped = getattr(function, "__wrapped__", None)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchstone.data.arrays import from_arrays, from_dataset
     from torchstone.data.files import FileRow, data_root, get, verify
-    from torchstone.data.imported import import_object
     from torchstone.data.label_noise import (
         asymmetric_noise,
         instance_dependent_noise,
@@ -37,7 +36,6 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "get",
-    "import_object",
     "instance_dependent_noise",
     "load",
     "out_of_bootstrap",
@@ -49,8 +47,8 @@ __all__ = [
     "verify",
 ]
 
-# Searched in this order on first use of a name; the first three need no torch, so listing and download do not either.
-_MODULES = ("registry", "files", "imported", "tensors", "splits", "label_noise", "arrays")
+# Searched in this order on first use of a name; the first two need no torch, so listing and download do not either.
+_MODULES = ("registry", "files", "tensors", "splits", "label_noise", "arrays")
 
 
 def __getattr__(name: str) -> Any:

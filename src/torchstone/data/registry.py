@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchstone._imports import import_object, working_directory_on_path
 from torchstone.data.files import best_layout, data_root, known_set
-from torchstone.data.imported import import_object, working_directory_on_path
 from torchstone.data.known import KNOWN, KnownSet
 from torchstone.errors import DataNotFoundError, did_you_mean
 

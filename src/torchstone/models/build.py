@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from math import prod
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 
 from torchstone._checks import check_int
-from torchstone.errors import UnknownNameError, did_you_mean
+from torchstone._imports import import_object
+from torchstone.errors import did_you_mean
 from torchstone.models.cnn import SmallCNN, StridedCNN
 from torchstone.models.mlp import MLP
 from torchstone.models.resnet import resnet18, resnet20
@@ -81,16 +81,7 @@ def _resolve(name: str) -> Any:
         if name not in MODELS:
             raise did_you_mean("model", name, [*MODELS, "module:factory"])
         return MODELS[name]
-    path, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise UnknownNameError(f"there is no module {path!r} for model {name}: is its folder on sys.path?") from None
-    if not hasattr(module, attribute):
-        raise did_you_mean(f"model factory in {path}", attribute, [n for n in vars(module) if not n.startswith("_")])
-    return getattr(module, attribute)
+    return import_object(name, kind="model factory")
 
 
 def _arguments(

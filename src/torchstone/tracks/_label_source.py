@@ -1,4 +1,4 @@
-"""Where the labels of a comparison come from: a word such as ``symmetric:0.4``, and what it does to a set of samples."""
+"""Where the labels of a comparison come from: a word such as ``symmetric:0.4``, and what it does to the samples."""
 
 from __future__ import annotations
 

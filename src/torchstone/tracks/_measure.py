@@ -155,9 +155,10 @@ def logits_of(predictor: Any, x: Tensor, num_classes: int, *, device: str = "cpu
     if isinstance(predictor, nn.Module):
         logits = predict(predictor, x)
     elif callable(predictor):
+        function: Callable[..., Any] = predictor
         with torch.inference_mode():
-            parts = [predictor(part.to(device)) for part in x.split(1024)]
-        logits = torch.cat([part.to(x.device) for part in parts])
+            parts = [function(part.to(device)).to(x.device) for part in x.split(1024)]
+        logits = torch.cat(parts)
     else:
         raise TypeError(f"a method must return a callable x -> logits, but returned a {type(predictor).__name__}")
     if logits.shape != (len(x), num_classes):

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 from torchstone.bench.outcome import Outcome
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.study import Cell, Sealed
 from torchstone.data.registry import load
-from torchstone.data.tensors import TensorData
 from torchstone.data.splits import random_split_indices
+from torchstone.data.tensors import TensorData
 from torchstone.tracks._label_source import LabelSource, parse_labels
 
 __all__ = ["Problem", "Setting", "Task", "part_sizes"]
@@ -105,14 +104,14 @@ class Problem:
             truth=cell.seal(data.y[train] if source.truth_known else None),
         )
 
-    def everything(self, setting: Setting, case: str, seeds: Seeds) -> TensorData:
+    def everything(self, setting: Setting, case: str) -> TensorData:
         """All samples outside the data's own test part, with the labels that their owner gave them.
 
         Noise that a comparison put into right labels is left out again.
         """
         data, source = self.dataset(), setting.source(case)
-        labels = source.labels(data, seeds.generator("noise", "labels")) if source.kind == "column" else data.y
-        return _bare(data, torch.arange(len(data)), labels)
+        labels = data.columns[source.detail] if source.kind == "column" else data.y
+        return TensorData(data.x, labels, data.class_names, data.name)
 
 
 def part_sizes(data: TensorData, setting: Setting) -> tuple[int, int, int]:
@@ -121,14 +120,13 @@ def part_sizes(data: TensorData, setting: Setting) -> tuple[int, int, int]:
     Raises:
         ValueError: if one of the parts would be empty.
     """
-    own_test = data.test is not None
-    total = len(data) + (len(data.test) if data.test is not None else 0)
+    own_test = 0 if data.test is None else len(data.test)
+    total = len(data) + own_test
     used = total if setting.samples is None else min(setting.samples, total)
-    if own_test and setting.samples is None:
-        test = len(data.test or ())
+    if own_test:
+        test = own_test if setting.samples is None else min(round(used * setting.test_fraction), own_test)
     else:
         test = round(used * setting.test_fraction)
-        test = min(test, len(data.test or ())) if own_test else test
     rest = min(used - test, len(data))
     val = round(rest * setting.val_fraction)
     for name, size in (("train", rest - val), ("validate", val), ("test", test)):

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torchstone._imports import import_object
 from torchstone.bench.identity import canonical_json
 from torchstone.bench.study import Arm
-from torchstone.data.imported import import_object
 from torchstone.errors import did_you_mean
 
 __all__ = ["ArmChoice", "choose_arms"]

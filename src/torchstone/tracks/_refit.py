@@ -17,6 +17,8 @@ from torchstone.bench.seeds import Seeds
 from torchstone.bench.study import Cell
 from torchstone.errors import TorchstoneError
 from torchstone.tracks._measure import ModelMaker
+from torchstone.tracks._noisy_data import Problem
+from torchstone.tracks._trial import Trial
 
 __all__ = ["refit_winner", "winner_of"]
 
@@ -41,16 +43,17 @@ def winner_of(result: Result) -> str:
 
 
 def refit_winner(result: Result, path: Path, device: str) -> Path:
-    """Train the winner on all data and save its weights at ``path``; see :func:`torchstone.tracks.noisy_labels.refit`."""
+    """Train the winner on all data and save its weights; see :func:`torchstone.tracks.noisy_labels.refit`."""
     experiment = result.study.experiments[0]
     name = winner_of(result)
-    trial = experiment.arms[name].run
+    trial, problem = experiment.arms[name].run, experiment.shared
+    if not (isinstance(trial, Trial) and isinstance(problem, Problem)):
+        raise TorchstoneError(f"{result.study.name!r} is no comparison on the track noisy-labels")
     hyper = dict(result.tunings[experiment.name][name].hyper)
     setting = experiment.settings[result.scale]
     case = experiment.tuning_case
     seeds = Seeds(result.study.seed)
-    problem = experiment.shared
-    data = problem.everything(setting, case, seeds)
+    data = problem.everything(setting, case)
     model = trial.model or setting.model
     make_model = ModelMaker(model, data.x.shape[1:], data.num_classes, generator=seeds.generator("init"), device=device)
     cell = Cell(experiment.name, case, 0, seeds, setting, device=device)

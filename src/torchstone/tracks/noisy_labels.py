@@ -7,8 +7,8 @@ A method is a function ``fit(make_model, train, val, cell, **hyper) -> predictor
 * ``cell.setting`` is the :class:`Setting` (epochs, batch size, ...), ``cell.seeds`` the source of all chance,
   ``cell.device`` where to compute; ``cell.snapshot(predictor)`` after each epoch draws the learning curve, and
   ``cell.checkpoint`` may keep the state of a long training;
-* the predictor maps inputs to logits: a network, or any callable. If it has an attribute ``noise_score`` with one number
-  per training sample, higher for labels that look wrong, these are scored too.
+* the predictor maps inputs to logits: a network, or any callable. If it has an attribute ``noise_score`` with one
+  number per training sample, higher for labels that look wrong, these are scored too.
 
 An own method may carry two attributes: ``hyper``, the keywords it is called with, and ``space``, those that are tuned,
 with their distributions. The learning rate of the built-in methods is drawn from :data:`LR`; an own method with
@@ -34,12 +34,12 @@ import torch
 
 from torchstone import models
 from torchstone._checks import check_float, check_int, check_one_of
+from torchstone._imports import import_object
 from torchstone.bench.claims import Higher
 from torchstone.bench.identity import canonical_json
 from torchstone.bench.result import Result
 from torchstone.bench.space import LogUniform, Uniform
 from torchstone.bench.study import Arm, Experiment, Study, Track
-from torchstone.data.imported import import_object
 from torchstone.data.registry import OWN_DATA_HELP, load
 from torchstone.data.tensors import TensorData
 from torchstone.errors import did_you_mean
@@ -143,8 +143,8 @@ def study(
     Args:
         data: what :func:`torchstone.data.load` takes.
         model: what :func:`torchstone.models.build` takes; by default a multi-layer perceptron.
-        arms: names of :data:`TRACK`'s arms, ``"name=module:function"`` for own methods; or a mapping name -> ``None``, a
-            function or ``"module:function"``. All of the track's arms by default.
+        arms: names of :data:`TRACK`'s arms, ``"name=module:function"`` for own methods; or a mapping name -> ``None``,
+            a function or ``"module:function"``. All of the track's arms by default.
         baseline: the arm that each other arm is claimed to beat; by default ``"ce"``, or the first arm.
         tries: random draws for each arm that has a search space.
         noise: noise to put into right labels, ``"kind:rate"``; several make several cases.
@@ -192,8 +192,7 @@ def study(
 
     chosen, own = choose_arms(arms, ARMS, Trial, positional=4)
     base = _baseline(baseline, chosen)
-    if callable(factory):
-        chosen = {name: replace(arm, run=replace(arm.run, model=factory)) for name, arm in chosen.items()}
+    chosen = {name: _with_model(arm, factory) for name, arm in chosen.items()}
     others = [name for name in chosen if name != base]
     primary = next((name for name in own if name != base), others[0])
     experiment = Experiment(
@@ -246,8 +245,8 @@ def _cases(data: TensorData, noise: str | Sequence[str] | None, labels: str | Se
         return {column: f"column:{column}" for column in columns}
     if data.test is None:
         raise ValueError(
-            f"data {data.name!r} have no clean labels to test on: give noise='symmetric:0.4' if their labels are right, "
-            "a clean test part (test=..., a folder test/, or x_test and y_test) if they are noisy, or "
+            f"data {data.name!r} have no clean labels to test on: give noise='symmetric:0.4' if their labels are "
+            "right, a clean test part (test=..., a folder test/, or x_test and y_test) if they are noisy, or "
             "labels='COLUMN' if a column holds the noisy ones"
         )
     return {"given": "given"}
@@ -262,6 +261,11 @@ def _check_data(data: TensorData, setting: Setting) -> None:
             raise ValueError("val='clean' needs right labels beside the noisy ones: give noise or labels")
     if setting.augment != "none" and data.x.ndim != 4:
         raise ValueError(f"augment={setting.augment!r} is for images, but a sample has shape {tuple(data.x.shape[1:])}")
+
+
+def _with_model(arm: Arm, factory: Any) -> Arm:
+    """The arm with the user's own factory, whose code then belongs to the identity of its runs."""
+    return replace(arm, run=Trial(arm.run.fit, factory)) if isinstance(arm.run, Trial) and callable(factory) else arm
 
 
 def _baseline(name: str | None, arms: Mapping[str, Arm]) -> str:

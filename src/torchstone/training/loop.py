@@ -20,15 +20,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from torchstone._checks import check_float, check_int, check_length, check_one_of
-from torchstone.errors import TorchstoneError
+from torchstone.errors import DivergedError
 from torchstone.models.seeding import seeded
 from torchstone.training.checkpoint import Checkpoint
 
 __all__ = ["Batch", "Callback", "DivergedError", "EpochEnd", "History", "Loss", "fit", "supervised"]
-
-
-class DivergedError(TorchstoneError, ArithmeticError):
-    """The training loss became NaN or infinite; the message says when."""
 
 
 @runtime_checkable
