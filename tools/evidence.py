@@ -7,6 +7,7 @@ One at a time on a machine (the times are part of the evidence), and resumable: 
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def main(slugs: list[str]) -> int:
             print("another evidence run is going on here; its times would be spoilt", file=sys.stderr)
             return 1
         for slug in slugs:
-            result = api.run(slug, store=folder / "evidence.db", e_threshold=E_THRESHOLD, listen=_tell)
+            result = api.run(
+                slug, store=folder / "evidence.db", e_threshold=E_THRESHOLD, jobs=os.cpu_count() or 1, listen=_tell
+            )
             print(result)
             if result.failures:
                 print(*result.failures, sep="\n", file=sys.stderr)

@@ -70,6 +70,7 @@ def run(
     device: str = "cpu",
     e_threshold: float = 20.0,
     fail_fast: bool = False,
+    jobs: int = 1,
     listen: Callable[[Event], None] | None = None,
 ) -> Result:
     """Run a study (again), or continue it, and judge its claims.
@@ -84,6 +85,8 @@ def run(
         device: where to compute.
         e_threshold: evidence at which a claim is decided early.
         fail_fast: stop at the first run that raises.
+        jobs: worker processes. A script that asks for more than one must guard its start with
+            ``if __name__ == "__main__":``, as :mod:`multiprocessing` demands.
         listen: receives progress events.
 
     Returns:
@@ -102,6 +105,7 @@ def run(
         device=device,
         e_threshold=e_threshold,
         fail_fast=fail_fast,
+        jobs=jobs,
         listen=listen or (lambda event: None),
         available=missing_need,
     )
@@ -124,6 +128,7 @@ def compare(
     budget: float | None = None,
     replicates: int | None = None,
     device: str = "cpu",
+    jobs: int = 1,
     listen: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> Result:
@@ -142,6 +147,7 @@ def compare(
         budget: wall-clock seconds after which no new work is begun.
         replicates: stop after so many.
         device: where to compute.
+        jobs: worker processes, as for :func:`run`.
         listen: receives progress events.
         options: further options of the track, e.g. ``noise="symmetric:0.4"``.
 
@@ -154,7 +160,7 @@ def compare(
     """
     found = find_track(track) if isinstance(track, str) else track
     study = found.study(data=data, model=model, arms=arms, baseline=baseline, tries=tries, **options)
-    result = run(study, store=store, budget=budget, replicates=replicates, device=device, listen=listen)
+    result = run(study, store=store, budget=budget, replicates=replicates, device=device, jobs=jobs, listen=listen)
     if refit is not None:
         if found.refit is None:
             raise TorchstoneError(f"track {found.name!r} cannot refit: it has no single winner to train")

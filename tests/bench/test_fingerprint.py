@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from tests.fakes import Normal, silent
 from torchstone.bench import fingerprint as module
+from torchstone.bench import syntax
 from torchstone.bench.fingerprint import fingerprint, sources
 from torchstone.bench.syntax import read_source
 from torchstone.errors import StudyError
@@ -112,6 +114,19 @@ def test_a_class_that_is_merely_called_like_a_claim_counts(digest: Callable[[str
     assert digest(text.format(1)) != digest(text.format(2))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from torchstone.bench import *\nc = Higher({})\n",
+        "import torchstone.bench\nc = tuple(torchstone.bench.Higher({}) for x in y)\n",
+        "import torchstone.bench.claims as c\nd = (c.Trend({}),) + (c.Ratio(0),)\n",
+        "from torchstone.bench import Arm as A\na = A(1, hyper={})\n",
+    ],
+)
+def test_the_bench_is_known_by_any_name(text: str, digest: Callable[[str], str]) -> None:
+    assert digest(text.format(1)) == digest(text.format(2))
+
+
 def test_positions_of_none_matter(digest: Callable[[str], str]) -> None:
     assert len({digest(text) for text in ("x[1:]", "x[:1]", "x[::1]", "{**a}", "f(*a)", "f(**a)", "x = None")}) == 7
 
@@ -128,6 +143,15 @@ def test_the_hash_of_a_text_is_known(digest: Callable[[str], str]) -> None:
         "@d\nclass C(B, metaclass=M): [x async for x in y if z for w in x]\n"
     )
     assert digest(text) == "2f67b8527af76daee30831502260385c"
+
+
+def test_it_does_not_matter_where_a_version_splits_an_f_string() -> None:
+    whole, split = ast.parse("f'ab{x}'"), ast.parse("f'ab{x}'")
+    for node in ast.walk(split):
+        if isinstance(node, ast.JoinedStr):
+            node.values[:1] = [ast.Constant("a"), ast.Constant("b"), ast.Constant("")]
+    assert ast.dump(whole) != ast.dump(split)
+    assert syntax._Writer(whole).text(whole) == syntax._Writer(split).text(split)
 
 
 # ---------------------------------------------------------------- which files
@@ -161,12 +185,13 @@ def test_a_script_takes_what_it_imports_from_its_folder(folder: Path) -> None:
             "my_study": "import numpy, json\nimport my_net as net\ndef run(cell):\n    from my_loss import loss\n",
             "my_net": "from my_layers.conv import Conv\n",
             "my_layers/conv": "import my_study\nclass Conv: ...\n",  # a cycle
-            "my_loss": "def loss(): ...\n",
-            "my_other": "",
+            "my_loss": "from my_other import loss\nloss.weight = 2\n",
+            "my_other": "def loss(): ...\n",
+            "my_last": "",
         },
     )
     run = importlib.import_module("my_study").run
-    assert set(sources(run)) == {"my_study", "my_net", "my_layers.conv", "my_loss"}
+    assert set(sources(run)) == {"my_study", "my_net", "my_layers.conv", "my_loss", "my_other"}
 
 
 @pytest.mark.parametrize(("edited", "changes"), [("my_study", True), ("my_loss", True), ("my_other", False)])
@@ -302,7 +327,7 @@ CELL = """
 RATE = 0.1
 TABLE = object()
 def helper(x):
-    return x * RATE in {"a", "b"}
+    return x * RATE in {0, 8}
 class Base:
     @property
     def size(self): return 5
@@ -341,7 +366,8 @@ def _no_script(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TABLE = object()", "TABLE = object(), 1", False),
         ("RATE = 0.1", "RATE = 0.2", True),
         ("x * RATE", "x / RATE", True),
-        ('"a", "b"', '"a", "c"', True),
+        ("{0, 8}", "{0, 9}", True),
+        ("{0, 8}", "{8, 0}", False),  # they collide, so their order in the set is that in which they came
         ("+ 1", "+ 2", True),
         ("width = 3", "width = 4", True),
         ("return Net\n", "return None\n", True),

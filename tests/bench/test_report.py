@@ -235,6 +235,7 @@ def test_markdown():
 def test_markdown_escapes():
     text = markdown(result(HOSTILE))
     assert "<script>" not in re.sub(r"\\.", "", text)
+    assert "](" not in re.sub(r"\\.", "", text)
     tables = [re.sub(r"\\.", "", line) for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} == {10, 5}
 

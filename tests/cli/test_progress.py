@@ -31,8 +31,8 @@ def events(tally: Tally, *kinds: tuple[str, dict[str, Any]]) -> None:
         tally.note(Event(kind, fields))
 
 
-def done(arm: str, kind: str = "trial") -> tuple[str, dict[str, Any]]:
-    return "run", {"spec": SimpleNamespace(arm=arm, kind=kind)}
+def done(arm: str, kind: str = "trial", replicate: int = 0) -> tuple[str, dict[str, Any]]:
+    return "run", {"spec": SimpleNamespace(arm=arm, kind=kind, replicate=replicate)}
 
 
 PLAN = ("plan", {"experiment": "main", "arms": 2, "cases": 1, "draws": 4, "runs": 12, "replicates": 6})
@@ -59,8 +59,15 @@ def test_replicates_found_in_the_store_take_no_time():
     events(tally, PLAN, *(("replicate", {"number": i, "judgements": []}) for i in range(4)))
     assert tally.remaining is None
     now[0] = 2.0
-    events(tally, done("a"))
+    events(tally, done("a", replicate=4))
     assert tally.remaining == pytest.approx(6.0)  # 3 of 12 runs are left
+
+
+def test_processes_that_run_ahead_are_counted():
+    tally = Tally()
+    ahead = ("replicate", {"number": 0, "judgements": []})
+    events(tally, PLAN, done("a"), done("a", replicate=1), done("b"), ahead)
+    assert dict(tally.trials) == {("a", 1): 1}
 
 
 def test_a_second_experiment_starts_afresh():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +221,9 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, monkeypatch: pytest
 
 def test_long_names_are_folded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "40")
-    show.render(show.table(("arm", "score"), [("x" * 100, "[0.5]")]))
+    show.render(show.table(("arm", "score"), [("x" * 100, "[red]")]))
     out = capsys.readouterr().out
-    assert (out.count("x"), out.count("[0.5]")) == (100, 1)
+    assert (out.count("x"), out.count("[red]")) == (100, 1)
 
 
 def test_compare_hands_over_what_was_asked_for():
@@ -276,7 +277,17 @@ def test_compare_help_of_a_track():
     assert "Bring anything." in run("compare", "fake", "--help").stdout
 
 
-def test_refit_that_a_track_cannot_do_is_said(tmp_path: Path):
-    done = run("compare", "fake", "--data", "d", "-q", "--refit", str(tmp_path / "w.safetensors"))
-    assert done.exit_code == 1
-    assert "cannot refit" in done.stderr
+def test_refit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "w.safetensors"
+    refused = run("compare", "fake", "--data", "d", "-q", "--refit", str(path))
+    assert refused.exit_code == 1
+    assert "cannot refit" in refused.stderr
+
+    def refit(result: Any, path: Path, device: str) -> None:
+        path.write_bytes(b"weights")
+
+    monkeypatch.setattr(api, "find_track", lambda name: replace(TRACK, refit=refit))
+    assert f"weights {path}" in run("compare", "fake", "--data", "d", "-q", "--refit", str(path)).stdout
+    assert path.read_bytes() == b"weights"
+    done = run("compare", "fake", "--data", "d", "-q", "--refit", str(path), "--json")
+    assert json.loads(done.stdout)["weights"] == str(path)

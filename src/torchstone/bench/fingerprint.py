@@ -104,9 +104,9 @@ def _sources_of(part: Any, *, own: bool) -> dict[str, str]:
 
 def _source_file(part: Any) -> Path | None:
     """The Python file that defines a function, class or module."""
-    module = part if isinstance(part, types.ModuleType) else sys.modules.get(part.__module__ or "")
     inner: Any = inspect.unwrap(part)  # what a decorator stands before; its own code may be from anywhere
     code = getattr(inner, "__code__", None)
+    module = part if isinstance(part, types.ModuleType) else sys.modules.get(part.__module__ or "")
     file = Path(getattr(module, "__file__", None) or (code.co_filename if code else "")).resolve()
     return file if file.is_file() and file.suffix not in (".so", ".pyd", ".pyc") else None
 

@@ -6,6 +6,7 @@ Everything shown comes from the result, and every text is escaped.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,11 @@ import numpy as np
 from torchstone.bench.result import Result
 from torchstone.bench.stripplot import strip_plot
 from torchstone.bench.summary import arm_lines, claim_lines, notes, state, tuning_lines
-from torchstone.bench.wording import SCOPE, SMOKE, duration
+from torchstone.bench.wording import SCOPE, SIGNS, SMOKE, duration
 from torchstone.catalogue import papers
 from torchstone.errors import require
 
 __all__ = ["markdown", "report_path", "write_report"]
-
-_SYMBOLS = {"good": "✓", "bad": "✗", "doubt": "~", "open": "·"}
 
 
 def report_path(result: Result) -> Path | None:
@@ -90,7 +89,7 @@ def _html(result: Result, command: str) -> str:
         warning=SMOKE if result.scale == "smoke" else "",
         headline=claims[0],
         claims=claims,
-        symbols=_SYMBOLS,
+        signs=SIGNS,
         threshold=f"{result.e_threshold:g}",
         experiments=experiments,
         scope=SCOPE,
@@ -192,5 +191,4 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
-    special = "\\`*_<>|#&"
-    return "".join(f"\\{letter}" if letter in special else letter for letter in " ".join(text.split()))
+    return re.sub(r"[\\`*_<>|#&]|\](?=\()", r"\\\g<0>", " ".join(text.split()))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchstone.bench.environment import environment
-from torchstone.bench.executors import Executor, Inline
+from torchstone.bench.executors import Executor, Inline, Processes, Recipe
 from torchstone.bench.fingerprint import fingerprint
 from torchstone.bench.identity import RunSpec
 from torchstone.bench.judge import judge, judge_experiment, settled
@@ -47,6 +47,7 @@ class Options:
         device: where the arms compute.
         e_threshold: evidence that decides a claim early: 20, or 100 for published evidence.
         fail_fast: stop at the first run that raises.
+        jobs: worker processes; with 1, or a store in memory, everything runs in this process.
         listen: receives every :class:`Event`.
         available: ``available(need) -> ""`` or the reason why it is missing.
     """
@@ -58,6 +59,7 @@ class Options:
     device: str = "cpu"
     e_threshold: float = 20.0
     fail_fast: bool = False
+    jobs: int = 1
     listen: Callable[[Event], None] = _ignore
     available: Callable[[str], str] = lambda need: ""
 
@@ -96,16 +98,22 @@ class _Run:
         self.started = time.monotonic()
         self.failures: list[str] = []
         self.study_id = store.add_study(study.name, describe(study))
-        self.executor: Executor = Inline(
-            Worker(
-                study,
+        self.executor = self._executor()
+
+    def _executor(self) -> Executor:
+        options, store = self.options, self.store
+        if options.jobs == 1 or store.url == ":memory:":
+            worker = Worker(
+                self.study,
                 self.study_id,
                 store,
                 device=options.device,
                 fail_fast=options.fail_fast,
                 listen=options.listen,
             )
-        )
+            return Inline(worker)
+        recipe = Recipe(self.study, self.study_id, store.url, device=options.device, fail_fast=options.fail_fast)
+        return Processes(recipe, options.jobs, listen=options.listen)
 
     def all(self) -> Result:
         rows: dict[str, list[Row]] = {}

@@ -127,5 +127,5 @@ def notes(result: Result) -> list[str]:
         counts += [f"{j.diverged} with an arm that diverged"] * bool(j.diverged)
         if counts:
             lines.append(f"{j.claim.sentence()}: of the replicates, {' and '.join(counts)}")
-    lines += [f"failed: {failure}" for failure in result.failures]
+    lines += [f"failed: {' '.join(failure.split())}" for failure in result.failures]
     return lines

@@ -8,7 +8,20 @@ from typing import Any
 
 from torchstone.bench.verdict import Verdict
 
-__all__ = ["DASH", "SCOPE", "SMOKE", "TONES", "duration", "evidence", "hyper", "interval", "number", "signed", "spread"]
+__all__ = [
+    "DASH",
+    "SCOPE",
+    "SIGNS",
+    "SMOKE",
+    "TONES",
+    "duration",
+    "evidence",
+    "hyper",
+    "interval",
+    "number",
+    "signed",
+    "spread",
+]
 
 DASH = "\N{EN DASH}"  # where there is no number
 
@@ -29,6 +42,7 @@ TONES = {
     Verdict.TOO_FEW: "open",
     Verdict.NOT_RUN: "open",
 }
+SIGNS = {"good": "✓", "bad": "✗", "doubt": "~", "open": "·"}  # for those who see no colours
 
 
 def number(value: float, digits: int = 3) -> str:

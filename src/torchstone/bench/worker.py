@@ -155,8 +155,9 @@ class Worker:
         except Exception as error:
             self.store.fail(spec.run_id, self.owner, error)
             where = f"{spec.experiment}/{spec.arm}/{spec.case}/{spec.replicate}"
-            failures[spec.run_id] = f"{where}: {type(error).__name__}: {error}"
-            self.listen(Event("failed", {"spec": spec, "error": error}))
+            reason = f"{type(error).__name__}: {error}"
+            failures[spec.run_id] = f"{where}: {reason}"
+            self.listen(Event("failed", {"spec": spec, "error": reason}))
             if self.fail_fast:
                 raise
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -45,9 +44,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            done = super().invoke(ctx)
-            sys.stdout.flush()  # a reader that has left (`| head`) must be noticed here, not when Python shuts down
-            return done
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo(f"\n{INTERRUPTED}", err=True)
             raise typer.Exit(130) from None

@@ -35,16 +35,20 @@ def list_papers(
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    cells = [("slug", "field", "status", "needs", "paper")]
-    cells += [(row.slug, row.field, row.status, ", ".join(row.needs), f"{row.title} ({row.byline})") for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(3)]
+    cells = [("slug", "field", "status", "paper")]
+    cells += [(row.slug, row.field, row.status, _title(row)) for row in rows]
+    widths = [max(map(len, column)) for column in list(zip(*cells, strict=True))[:3]]
     wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for slug, where, state, bring, title in cells:
-        line = f"{slug:<{widths[0]}}  {where:<{widths[1]}}  {state:<{widths[2]}}  {title}"
-        line += f"  [needs {bring}]" if bring and bring != "needs" else ""
+    for *short, title in cells:
+        line = "  ".join([f"{cell:<{width}}" for cell, width in zip(short, widths, strict=True)] + [title])
         typer.echo(line if wide is None or len(line) <= wide else f"{line[: wide - 1]}…")
     if not rows:
         typer.echo("no paper fits all of these filters", err=True)
+
+
+def _title(row: catalogue.Paper) -> str:
+    needs = f"; needs {', '.join(row.needs)}" if row.needs else ""
+    return f"{row.title} ({row.byline}){needs}"
 
 
 def show(slug: Slug, as_json: Json = False) -> None:

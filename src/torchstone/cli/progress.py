@@ -79,7 +79,7 @@ class Tally:
         self.planned = planned
         self.arms: dict[str, None] = {}
         self.draws: Counter[str] = Counter()
-        self.trials: Counter[str] = Counter()
+        self.trials: Counter[tuple[str, int]] = Counter()  # (arm, replicate), of replicates not complete yet
         self.replicates = 0
         self.computed = 0
         self.judgements: Sequence[Judgement] = ()
@@ -96,11 +96,14 @@ class Tally:
             spec = fields["spec"]
             self.arms.setdefault(spec.arm)
             self.computed += 1
-            (self.draws if spec.kind == "hpo" else self.trials)[spec.arm] += 1
+            if spec.kind == "hpo":
+                self.draws[spec.arm] += 1
+            else:
+                self.trials[spec.arm, spec.replicate] += 1
         elif event.kind == "replicate":
             self.replicates = fields["number"] + 1
             self.judgements = fields["judgements"]
-            self.trials.clear()
+            self.trials = Counter({key: count for key, count in self.trials.items() if key[1] >= self.replicates})
 
     @property
     def elapsed(self) -> float:
@@ -143,7 +146,7 @@ class Tally:
         if event.kind == "failed":
             spec, error = fields["spec"], fields["error"]
             where = f"{spec.experiment}/{spec.arm}/{spec.case}/{spec.replicate}"
-            return [f"failed: {where}: {type(error).__name__}: {error}"]
+            return [f"failed: {where}: {' '.join(str(error).split())}"]
         if event.kind == "stopped":
             count = fields["replicates"]
             return [f"{fields['experiment']}: {fields['reason']} ({count} replicate{'s' * (count != 1)})"]
@@ -165,7 +168,7 @@ def _table(tally: Tally) -> RenderableType:
     head = Text(f"{tally.experiment}: {at}; {tally.pace}", style="bold")
     arms = Table.grid(padding=(0, 2))
     for arm in tally.arms:
-        done = tally.replicates + min(1, tally.trials[arm] // plan["cases"])
+        done = tally.replicates + sum(key[0] == arm and runs >= plan["cases"] for key, runs in tally.trials.items())
         arms.add_row(Text(f"  {arm}"), _bar(done, plan["replicates"]), f"{done}/{plan['replicates']}")
     claims = Table.grid(padding=(0, 2))
     for j in tally.judgements:

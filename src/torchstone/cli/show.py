@@ -16,13 +16,12 @@ from torchstone.bench.result import Result
 from torchstone.bench.scores import ScoreReport
 from torchstone.bench.summary import arm_lines, claim_lines, notes, state, tuning_lines
 from torchstone.bench.verdict import Verdict
-from torchstone.bench.wording import DASH, SCOPE, SMOKE, TONES, duration, interval, number, signed, spread
+from torchstone.bench.wording import DASH, SCOPE, SIGNS, SMOKE, TONES, duration, interval, number, signed, spread
 from torchstone.catalogue import Paper
 
 __all__ = ["paper", "render", "result", "scores", "table"]
 
 STYLES = {"good": "bold green", "bad": "bold red", "doubt": "bold yellow", "open": "bold dim"}
-SYMBOLS = {"good": "✓", "bad": "✗", "doubt": "~", "open": "·"}
 
 
 def render(*parts: RenderableType) -> None:
@@ -43,9 +42,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def verdict_text(verdict: str) -> Text:
-    """The word in its colour, with a sign for those who see none."""
+    """The word in its colour, after its sign."""
     tone = TONES[Verdict(verdict)]
-    return Text(f"{SYMBOLS[tone]} {verdict}", style=STYLES[tone])
+    return Text(f"{SIGNS[tone]} {verdict}", style=STYLES[tone])
 
 
 def result(found: Result, *, report: Path | None, command: str) -> None:
@@ -70,7 +69,7 @@ def _claims(found: Result) -> list[RenderableType]:
         ("verdict", "n", "P [95 %]", "e", "effect [95 %]"),
         *(
             (
-                f"{SYMBOLS[line.tone]} {line.verdict}",
+                f"{SIGNS[line.tone]} {line.verdict}",
                 line.replicates,
                 f"{line.estimate} {line.interval}".rstrip(),
                 line.e_value,
@@ -198,7 +197,7 @@ def scores(report: ScoreReport) -> None:
         ("verdict", "P [interval]", "difference [interval]", "p"),
         *(
             (
-                f"{SYMBOLS[TONES[Verdict(pair['verdict'])]]} {pair['verdict']}",
+                f"{SIGNS[TONES[Verdict(pair['verdict'])]]} {pair['verdict']}",
                 f"{number(pair['p_outperforms'])} {interval((pair['p_low'], pair['p_high']))}",
                 f"{signed(pair['difference'])} {interval(ends(pair), signed)}".rstrip(),
                 number(pair["p_adjusted"], 2),

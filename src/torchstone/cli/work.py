@@ -195,7 +195,9 @@ def compare(
         )
     finished = _deliver(ctx, result, report, as_json)
     if as_json:
-        print_json(finished.document())
+        print_json({**finished.document(), "weights": None if refit is None else str(refit.absolute())})
+    elif refit is not None:
+        typer.echo(f"weights {refit}")
     raise typer.Exit(_exit_code([finished], strict))
 
 

@@ -122,11 +122,10 @@ def part_sizes(data: TensorData, setting: Setting) -> tuple[int, int, int]:
     """
     own_test = 0 if data.test is None else len(data.test)
     total = len(data) + own_test
-    used = total if setting.samples is None else min(setting.samples, total)
+    used = min(setting.samples or total, total)
+    test = round(used * setting.test_fraction)
     if own_test:
-        test = own_test if setting.samples is None else min(round(used * setting.test_fraction), own_test)
-    else:
-        test = round(used * setting.test_fraction)
+        test = min(test, own_test) if used < total else own_test
     rest = min(used - test, len(data))
     val = round(rest * setting.val_fraction)
     for name, size in (("train", rest - val), ("validate", val), ("test", test)):

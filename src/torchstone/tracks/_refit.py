@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
 from torch import nn
 
 from torchstone.bench.identity import canonical_json
@@ -26,20 +25,22 @@ NOT_ELIGIBLE = ("oracle", "control", "published")
 
 
 def winner_of(result: Result) -> str:
-    """The arm with the best mean accuracy over cases and replicates; an arm that looks at test labels cannot win.
+    """The arm with the best mean accuracy over cases and replicates; a run that diverged counts as 0.
+
+    Oracles, controls and published protocols cannot win: what they need or leak is not there when it matters.
 
     Raises:
-        TorchstoneError: if no replicate is complete, or every arm diverged.
+        TorchstoneError: if no replicate is complete.
     """
     experiment = result.study.experiments[0]
-    means: dict[str, list[float]] = {}
-    for (arm, _), (mean, _, _) in result.means(experiment.name, "accuracy").items():
-        if experiment.arms[arm].role not in NOT_ELIGIBLE:
-            means.setdefault(arm, []).append(mean)
-    scores = {arm: float(np.mean(values)) for arm, values in means.items() if not any(map(math.isnan, values))}
+    scores: dict[str, list[float]] = {}
+    for row in result.rows.get(experiment.name, ()):
+        for (arm, _), outcome in row.outcomes.items():
+            if experiment.arms[arm].role not in NOT_ELIGIBLE:
+                scores.setdefault(arm, []).append(0.0 if outcome.diverged else float(outcome.values["accuracy"]))
     if not scores:
         raise TorchstoneError("there is no winner to train: no replicate is complete")
-    return max(scores, key=lambda arm: scores[arm])
+    return max(scores, key=lambda arm: fmean(scores[arm]))
 
 
 def refit_winner(result: Result, path: Path, device: str) -> Path:
