@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchstone.api import Result, compare, run
+    from torchstone.api import Result, compare, refit_winner, run
 
-__all__ = ["Result", "__version__", "compare", "run"]
+__all__ = ["Result", "__version__", "compare", "refit_winner", "run"]
 
 __version__ = "0.1.0.dev0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Result", "compare", "run"):
+    if name in ("Result", "compare", "refit_winner", "run"):
         from torchstone import api
 
         return getattr(api, name)

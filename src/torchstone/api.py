@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchstone import catalogue
 from torchstone.bench.result import Result
 from torchstone.bench.runner import Event, Options, run_study
 from torchstone.bench.store import Store
 from torchstone.bench.study import Study, Track
-from torchstone.errors import TorchstoneError, did_you_mean
+from torchstone.errors import TorchstoneError, UnknownNameError, did_you_mean
 
-__all__ = ["Result", "compare", "find_study", "find_track", "run", "study_names", "track_names"]
+__all__ = ["Result", "compare", "find_study", "find_track", "refit_winner", "run", "study_names", "track_names"]
 
 
 def study_names() -> tuple[str, ...]:
@@ -41,9 +42,11 @@ def find_study(slug: str) -> Study:
     """The study of a paper.
 
     Raises:
-        UnknownNameError: with the nearest slug that has a study.
+        UnknownNameError: for an unknown slug, with the nearest one, and for a paper that has no study yet.
     """
     if slug not in study_names():
+        if any(paper.slug == slug for paper in catalogue.papers()):
+            raise UnknownNameError(f"there is no study of {slug!r} yet (there are: {', '.join(study_names())})")
         raise did_you_mean("study", slug, study_names())
     return importlib.import_module(f"torchstone.studies.{slug.replace('-', '_')}").STUDY
 
@@ -142,7 +145,7 @@ def compare(
             ``{"mine": "module:function"}``.
         baseline: the arm that the others are compared with.
         tries: random draws for each tunable arm, the same number for all.
-        refit: train the best arm on all data and save its weights here (``.safetensors``).
+        refit: then train the best arm on all data and save its weights here, as :func:`refit_winner` does.
         store: an open store, a file, or a database URL; by default the user's own file.
         budget: wall-clock seconds after which no new work is begun.
         replicates: stop after so many.
@@ -162,10 +165,29 @@ def compare(
     study = found.study(data=data, model=model, arms=arms, baseline=baseline, tries=tries, **options)
     result = run(study, store=store, budget=budget, replicates=replicates, device=device, jobs=jobs, listen=listen)
     if refit is not None:
-        if found.refit is None:
-            raise TorchstoneError(f"track {found.name!r} cannot refit: it has no single winner to train")
-        found.refit(result, refit, device=device)
+        refit_winner(found, result, refit, device=device)
     return result
+
+
+def refit_winner(track: str | Track, result: Result, path: str | Path, *, device: str = "cpu") -> Path:
+    """Train the best arm of a comparison on all data, with its tuned hyper-parameters, and save its weights.
+
+    Args:
+        track: the track of the comparison.
+        result: what :func:`compare` gave.
+        path: file to write (``.safetensors``).
+        device: where to train.
+
+    Returns:
+        The path.
+
+    Raises:
+        TorchstoneError: if the track has no single winner to train, or no replicate is complete.
+    """
+    found = find_track(track) if isinstance(track, str) else track
+    if found.refit is None:
+        raise TorchstoneError(f"track {found.name!r} cannot refit: it has no single winner to train")
+    return found.refit(result, path, device=device)
 
 
 def missing_need(need: str) -> str:

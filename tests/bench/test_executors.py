@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,9 @@ from torchstone.bench.runner import Event, Options, run_study
 from torchstone.bench.store import Store
 from torchstone.bench.verdict import Verdict
 from torchstone.errors import DivergedError, StudyError
+
+ROOT = Path(__file__).parents[2]
+PATHS = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,19 @@ def test_what_cannot_be_sent_is_told_before_anything_runs(tmp_path: Path) -> Non
     Local.__qualname__ = "Local"
     with pytest.raises(StudyError, match="cannot be sent to worker processes"):
         run(study(Local()), tmp_path / "r.db")
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tests.fakes import two_arm_study\nfrom torchstone import api\n"
+        f"api.run(two_arm_study(), store={str(tmp_path / 'r.db')!r}, jobs=2)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=ROOT, env=PATHS, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "torchstone.errors.TorchstoneError: a worker process died while it was"
+    )
 
 
 def test_stopping_early_leaves_no_process_and_no_claim(tmp_path: Path) -> None:

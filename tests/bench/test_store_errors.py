@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import subprocess
@@ -256,6 +257,18 @@ def test_other_errors_of_sqlite_name_the_store() -> None:
     assert "the disk failed while the store x was in use" in sqlite.explain(failing("SQLITE_IOERR_FSYNC"), "x")
     assert sqlite.explain(failing("SQLITE_ERROR"), "x") == "the store x failed: text"
     assert sqlite.explain(ValueError(), "x") == sqlite.explain(None, "x") == ""
+
+
+def test_numbers_can_be_read_with_plain_sql(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "results.db") as store:
+        finished(store, specs(1), Outcome({"a": 0.5, "b": math.nan}, cost={"n": 2}))
+    connection = sqlite3.connect(tmp_path / "results.db")
+    rows = connection.execute(
+        'SELECT arm, "case", kind, name, value, metric.status FROM run JOIN metric ON run_id = id'
+    )
+    expected = {("value", "a", 0.5, "ok"), ("value", "b", None, "nan"), ("cost", "n", 2.0, "ok")}
+    assert set(rows) == {("ce", "40%", *row) for row in expected}
+    connection.close()
 
 
 # ---------------------------------------------------------------- use after the end

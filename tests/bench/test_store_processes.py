@@ -94,7 +94,9 @@ def test_the_runs_of_a_killed_process_are_free_at_once(path: Path, start: Start)
         assert line(worker) == ids
         assert store.claim(ids, owner_id()) == []  # alive, so they are its own
         worker.kill()
+        deadline = time.monotonic() + 20
         while store.claim(ids[:1], owner_id()) == []:  # killed, though nobody has waited for it yet
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         worker.wait()
         assert store.claim(ids, owner_id()) == ids[1:]

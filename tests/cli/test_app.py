@@ -96,7 +96,7 @@ def test_traceback_on_request_anywhere(words: list[str]):
     assert isinstance(result.exception, UnknownNameError)
 
 
-@pytest.mark.parametrize("words", [["lits"], ["cite"], ["list", "--colour"], ["run", "sop", "--budget", "5"]])
+@pytest.mark.parametrize("words", [["listt"], ["cite"], ["list", "--colour"], ["run", "sop", "--budget", "5"]])
 def test_wrong_usage_is_exit_code_2(words: list[str]):
     assert runner.invoke(app, words).exit_code == 2
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typer.testing import CliRunner
 from tests.fakes import two_arm_study
 from torchstone import api
 from torchstone.bench import Arm, Cell, Outcome, Study, Track, report
+from torchstone.bench.runner import Options
 from torchstone.bench.store import Store
 from torchstone.cli import show
 from torchstone.cli.app import app
@@ -151,7 +155,7 @@ def test_smoke_scale_is_not_to_be_quoted():
 
 def test_budget_replicates_and_only():
     assert "2 replicates; all 2 replicates done" in run("run", "good", "-q", "--replicates", "2").stdout
-    assert "did you mean 'main'" in run("run", "good", "-q", "--only", "mian").stderr
+    assert "did you mean 'main'" in run("run", "good", "-q", "--only", "mainn").stderr
     assert run("run", "bad", "--budget", "1s", "-q", "--json").exit_code == 0
 
 
@@ -165,6 +169,24 @@ def test_the_budget_is_that_of_the_whole_command(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(api, "run", note)
     run("run", "good", "bad", "-q", "--budget", "1h")
     assert 3500 < budgets[1] < budgets[0] <= 3600
+
+
+@pytest.mark.parametrize("words", ["run good", "compare fake --data d"])
+def test_jobs_and_the_working_directory_reach_the_bench(words: str, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def note(study: Study, store: Store, options: Options) -> None:
+        seen.append((options.jobs, os.getcwd() in sys.path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", os.getcwd())])
+    monkeypatch.setattr(api, "run_study", note)
+    assert run(*words.split(), "--jobs", "3", "-q").exit_code == 130
+    assert seen == [(3, words.startswith("compare"))]
+
+
+def test_a_worker_process_that_imports_the_entry_point_does_nothing():
+    runpy.run_module("torchstone.cli.__main__", run_name="__mp_main__")
 
 
 def test_report_where_asked_for(tmp_path: Path):
@@ -257,7 +279,7 @@ def test_compare_leaves_defaults_to_the_track():
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["--data", "d", "--set", "szie=5"], 1, "did you mean 'size'"),
+        (["--data", "d", "--set", "sizee=5"], 1, "did you mean 'size'"),
         (["--data", "d", "--device", "cudaa"], 1, "device 'cudaa' cannot be used"),
         (["--data", "d", "--labels", "worse"], 1, "unknown option 'labels'"),
         (["--data", "d", "--set", "noise=a"], 2, "noise has an option of its own"),
@@ -282,9 +304,11 @@ def test_refit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     refused = run("compare", "fake", "--data", "d", "-q", "--refit", str(path))
     assert refused.exit_code == 1
     assert "cannot refit" in refused.stderr
+    assert "reproduced" in refused.stdout, "the verdict is shown all the same"
 
-    def refit(result: Any, path: Path, device: str) -> None:
+    def refit(result: Any, path: Path, device: str) -> Path:
         path.write_bytes(b"weights")
+        return path
 
     monkeypatch.setattr(api, "find_track", lambda name: replace(TRACK, refit=refit))
     assert f"weights {path}" in run("compare", "fake", "--data", "d", "-q", "--refit", str(path)).stdout

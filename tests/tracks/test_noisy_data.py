@@ -11,7 +11,7 @@ from torchstone.bench.seeds import Seeds
 from torchstone.bench.study import Cell
 from torchstone.data import TensorData
 from torchstone.errors import SealedDataError
-from torchstone.tracks._noisy_data import Problem, Setting, part_sizes
+from torchstone.tracks._noisy_data import Problem, Setting, Task, part_sizes
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -38,7 +38,7 @@ def test_the_parts_are_disjoint_balanced_and_of_the_size_asked_for() -> None:
     task = Problem(POOL)(cell())
     parts = [ids(task.train), ids(task.val), ids(task.test.open())]
     assert [len(part) for part in parts] == [64, 16, 20] == list(part_sizes(POOL, SETTING))
-    assert sorted(sum(parts, [])) == list(range(100))
+    assert sorted(i for part in parts for i in part) == list(range(100))
     assert torch.bincount(task.test.open().y).tolist() == [5, 5, 5, 5]
 
 
@@ -61,6 +61,16 @@ def test_arms_and_cases_of_a_replicate_share_the_split_and_replicates_do_not() -
     assert ids(first.train) == ids(problem(cell("given")).train)
     assert torch.equal(first.train.y, problem(cell()).train.y)
     assert ids(first.train) != ids(problem(cell(replicate=1)).train)
+
+
+def test_each_chance_has_its_own_stream() -> None:
+    def task(*varied: str) -> Task:
+        return Problem(POOL)(replace(cell(), seeds=Seeds(5, 1).varying(*varied)))
+
+    still, split, noise = task(), task("split"), task("noise")
+    assert ids(still.train) == ids(task("init", "order", "augment", "hpo").train) == ids(noise.train)
+    assert ids(still.train) != ids(split.train)
+    assert not torch.equal(still.train.y, noise.train.y)
 
 
 def test_right_labels_and_test_data_cannot_be_opened_while_tuning() -> None:
@@ -97,7 +107,7 @@ def test_fewer_samples_can_be_used() -> None:
 
 
 def test_too_few_samples() -> None:
-    with pytest.raises(ValueError, match="have 3 samples, which leaves none to validate on with val_fraction=0.2"):
+    with pytest.raises(ValueError, match="have 3 samples, which leaves none to validate on with val_fraction"):
         part_sizes(numbered(3), SETTING)
 
 

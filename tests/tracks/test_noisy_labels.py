@@ -22,9 +22,10 @@ from torchstone.bench.space import LogUniform
 from torchstone.bench.study import Arm, Cell, Study
 from torchstone.data import TensorData, load
 from torchstone.errors import CorruptDataError, DivergedError, StudyError, TorchstoneError, UnknownNameError
+from torchstone.noise import SparseOverparamLoss, suggest_rates
 from torchstone.tracks import _measure
 from torchstone.tracks._noisy_fits import crop_and_flip
-from torchstone.tracks.noisy_labels import ARMS, LR, TRACK, BestEpoch, Problem, Setting, Trial, fit_ce, study
+from torchstone.tracks.noisy_labels import ARMS, LR, TRACK, BestEpoch, Problem, Setting, Trial, fit_ce, fit_sop, study
 
 DIGITS = load("digits").subset(torch.arange(200))
 QUICK: dict[str, Any] = {"data": DIGITS, "noise": "symmetric:0.4", "epochs": 1}
@@ -262,32 +263,55 @@ def test_built_in_methods_learn_and_repeat_themselves(name: str) -> None:
     setting = Setting(labels={"symmetric:0.4": "symmetric:0.4"}, model="linear", epochs=8, batch_size=16)
     problem = Problem(DIGITS)
     arm, curve = ARMS[name], []
-    cell = a_cell(problem, setting, log=lambda *point: curve.append(point))
-    outcome = arm.run(cell, **arm.hyper)
+    hyper = {**arm.hyper, "lr": 0.3}
+    outcome = arm.run(a_cell(problem, setting, log=lambda *point: curve.append(point)), **hyper)
     assert outcome.values["accuracy"] > 0.4  # a guess is right in one of ten
     assert outcome.values["best_accuracy"] == max(value for _, value, _ in curve)
     assert [(label, step) for label, _, step in curve] == [("test_accuracy", 1 + epoch) for epoch in range(8)]
     assert 0 <= outcome.values["memorised"] <= 1
     assert math.isnan(outcome.values["noise_auc"]) == (name != "sop")
     assert outcome.cost == {"steps": 8 * 8, "forwards": 8 * 128, "parameters": 650}
-    again = arm.run(a_cell(problem, setting), **arm.hyper)
+    again = arm.run(a_cell(problem, setting), **hyper)
     assert again.values == pytest.approx(outcome.values, abs=0, nan_ok=True)
-    tuned = arm.run(a_cell(problem, setting, tuning=True), **arm.hyper)
+    tuned = arm.run(a_cell(problem, setting, tuning=True), **hyper)
     assert (tuned.values, tuned.objective) == ({}, outcome.objective)
 
 
-def test_rates_of_sop_are_multiples_of_the_suggested_ones_or_given() -> None:
+@pytest.mark.parametrize(
+    ("hyper", "u", "v"), [({}, 1.0, 1.0), ({"scale_u": 2.0, "scale_v": 0.5}, 2.0, 0.5), ({"lr_v": 0.0}, 1.0, 0.0)]
+)
+def test_rates_of_sop_are_multiples_of_the_suggested_ones_or_given(
+    monkeypatch: pytest.MonkeyPatch, hyper: dict[str, float], u: float, v: float
+) -> None:
+    rates: dict[str, float] = {}
+    original = SparseOverparamLoss.param_groups
+
+    def noted(self: SparseOverparamLoss, lr_u: float, lr_v: float) -> Any:
+        rates.update(u=lr_u, v=lr_v)
+        return original(self, lr_u, lr_v)
+
+    monkeypatch.setattr(SparseOverparamLoss, "param_groups", noted)
     setting = Setting(labels={"symmetric:0.4": "symmetric:0.4"}, model="linear", epochs=6, batch_size=16)
-    problem = Problem(DIGITS)
+    Trial(fit_sop)(a_cell(Problem(DIGITS), setting), init_std=1e-3, **hyper)
+    suggested = suggest_rates(16, 6, init_std=1e-3)
+    assert rates == pytest.approx({"u": u * suggested.lr_u, "v": v * suggested.lr_v})
 
-    def scores(**hyper: float) -> float:
-        return ARMS["sop"].run(a_cell(problem, setting), **hyper).values["noise_auc"]
 
-    from torchstone.noise import suggest_rates
+def parrot(make_model: Any, train: TensorData, val: TensorData, cell: Cell, *, wrong: bool) -> Any:
+    """Gives the right labels, or for training samples those they came with; sample i is the number i, class i % 4."""
+    table = torch.arange(100) % 4
+    if wrong:
+        table[train.x[:, 0].long()] = train.y
+    return lambda x: nn.functional.one_hot(table[x[:, 0].long()], 4).float()
 
-    rates = suggest_rates(16, 6, init_std=1e-4)
-    assert scores(scale_u=2.0, scale_v=0.5) == scores(lr_u=2 * rates.lr_u, lr_v=rates.lr_v / 2)
-    assert scores(lr_u=0.0, lr_v=0.0) != scores()
+
+def test_memorised_is_the_share_of_wrong_labels_given_back() -> None:
+    x = torch.arange(100.0)[:, None]
+    problem = Problem(TensorData(x, torch.arange(100) % 4, tuple("abcd"), "numbers"))
+    cell = a_cell(problem, Setting(labels={"symmetric:0.4": "symmetric:0.4"}))
+    for wrong in (True, False):
+        values = Trial(parrot)(cell, wrong=wrong).values
+        assert (values["memorised"], values["accuracy"]) == (float(wrong), 1.0)
 
 
 class Interrupted(Exception):

@@ -73,6 +73,7 @@ class _Process:
     cell: Sequence[RunSpec] = ()
     since: float = 0.0
     ended_for: str = ""
+    started: bool = False
 
     @property
     def busy(self) -> bool:
@@ -193,8 +194,11 @@ class Processes:
             except (EOFError, OSError):
                 finished.append((worker, None))
                 continue
+            worker.started = True
             if kind == "event":
                 self.listen(content)
+            elif kind == "ready":
+                continue
             elif kind == "done":
                 finished.append((worker, content))
             else:
@@ -222,6 +226,11 @@ class Processes:
     def _bury(self, worker: _Process) -> str:
         """Remove a dead worker; return why it was ended, if it was us."""
         self._dismiss(worker)
+        if not worker.started:
+            raise TorchstoneError(
+                "a worker process died while it was starting; if you call this from a script, put the call under "
+                "`if __name__ == '__main__':`, or ask for one job"
+            )
         return worker.ended_for
 
     def _give_up(self, cell: Sequence[RunSpec], cause: str) -> CellDone:
@@ -288,6 +297,7 @@ def _serve(recipe: Recipe, pipe: Any) -> None:
             fail_fast=recipe.fail_fast,
             listen=lambda event: pipe.send(("event", event)),
         )
+        pipe.send(("ready", None))
         while True:
             try:
                 cell = pipe.recv()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torchstone.bench.judge import Judgement
 from torchstone.bench.result import Result
-from torchstone.bench.wording import DASH, TONES, evidence, hyper, interval, number, signed, spread
+from torchstone.bench.wording import DASH, TONES, change, evidence, hyper, interval, number, signed, spread
 
 __all__ = ["ArmLine", "ClaimLine", "arm_lines", "claim_lines", "notes", "state", "tuning_lines"]
 
@@ -63,15 +63,8 @@ def _claim_line(j: Judgement) -> ClaimLine:
         interval=interval(j.interval) if statistical else "",
         e_value=evidence(j.e_value) if statistical else DASH,
         effect=signed(j.effect),
-        effect_interval=interval(_without_dust(j.effect_interval), signed),
+        effect_interval=change(j.effect_interval),
     )
-
-
-def _without_dust(ends: tuple[float, float]) -> tuple[float, float]:
-    """An interval whose end is zero but for the last bits of a float, as 0."""
-    low, high = ends
-    dust = 1e-9 * (high - low)
-    return (0.0 if abs(low) < dust else low), (0.0 if abs(high) < dust else high)
 
 
 def state(result: Result, experiment: str) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "SIGNS",
     "SMOKE",
     "TONES",
+    "change",
     "duration",
     "evidence",
     "hyper",
@@ -46,7 +47,7 @@ SIGNS = {"good": "✓", "bad": "✗", "doubt": "~", "open": "·"}  # for those w
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with three significant digits; a dash where there is none.
+    """A number with so many significant digits; a dash where there is none.
 
     Example:
         >>> number(0.91234), number(1234.5), number(float("nan"))
@@ -59,24 +60,38 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 3) -> str:
     """A difference, always with its sign.
 
     Example:
         >>> signed(0.0512), signed(-0.3), signed(0.0)
         ('+0.0512', '-0.3', '0')
     """
-    return f"+{number(value)}" if value > 0 else number(value)
+    return f"+{number(value, digits)}" if value > 0 else number(value, digits)
 
 
-def interval(ends: tuple[float, float], write: Any = number) -> str:
+def interval(ends: tuple[float, float]) -> str:
     """Both ends of an interval, or nothing.
 
     Example:
         >>> interval((0.5432, 0.98))
         '[0.543, 0.98]'
     """
-    return "" if any(map(math.isnan, ends)) else f"[{write(ends[0])}, {write(ends[1])}]"
+    return "" if any(map(math.isnan, ends)) else f"[{number(ends[0])}, {number(ends[1])}]"
+
+
+def change(ends: tuple[float, float]) -> str:
+    """The interval of a difference, or nothing; an end that is zero but for the last bits of a float is 0.
+
+    Example:
+        >>> change((-1.6e-17, 0.05432))
+        '[0, +0.054]'
+    """
+    if any(map(math.isnan, ends)):
+        return ""
+    dust = 1e-9 * (ends[1] - ends[0])
+    low, high = (signed(0.0 if abs(end) < dust else end, 2) for end in ends)
+    return f"[{low}, {high}]"
 
 
 def spread(mean: float, deviation: float) -> str:
@@ -109,7 +124,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(0.42), duration(75), duration(3700)
-        ('0.4 s', '1 min 15 s', '1 h 2 min')
+        ('0.4 s', '1 min 15 s', '1 h 1 min')
     """
     if seconds < 9.95:
         return f"{seconds:.1f} s"

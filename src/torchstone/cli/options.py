@@ -19,6 +19,7 @@ from torchstone.errors import did_you_mean
 __all__ = [
     "Command",
     "Device",
+    "Jobs",
     "Json",
     "Quiet",
     "Replicates",
@@ -74,6 +75,7 @@ TimeBudget = Annotated[
     float | None,
     typer.Option(parser=parse_duration, metavar="TIME", help="Begin no new work after 90s, 5m, 1h30m."),
 ]
+Jobs = Annotated[int, typer.Option(min=1, help="Worker processes; each computes with one thread.")]
 Replicates = Annotated[int | None, typer.Option(min=1, help="Stop after so many replicates, even if undecided.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Strict = Annotated[

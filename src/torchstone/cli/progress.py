@@ -130,7 +130,7 @@ class Tally:
         """The event in plain text; most single runs are not worth a line."""
         fields, plan = event.fields, self.planned
         if event.kind == "plan":
-            tuning = f"{plan['draws']} tuning draws, then " if plan["draws"] else ""
+            tuning = f"{plan['draws']} tuning draw{'s' * (plan['draws'] != 1)}, then " if plan["draws"] else ""
             size = f"{plan['arms']} arms on {plan['cases']} case{'s' * (plan['cases'] != 1)}"
             replicates = f"{plan['replicates']} replicate{'s' * (plan['replicates'] != 1)}"
             return [f"{self.experiment}: {size}; {tuning}at most {replicates} ({plan['runs']} runs)"]

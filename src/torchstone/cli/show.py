@@ -16,7 +16,19 @@ from torchstone.bench.result import Result
 from torchstone.bench.scores import ScoreReport
 from torchstone.bench.summary import arm_lines, claim_lines, notes, state, tuning_lines
 from torchstone.bench.verdict import Verdict
-from torchstone.bench.wording import DASH, SCOPE, SIGNS, SMOKE, TONES, duration, interval, number, signed, spread
+from torchstone.bench.wording import (
+    DASH,
+    SCOPE,
+    SIGNS,
+    SMOKE,
+    TONES,
+    change,
+    duration,
+    interval,
+    number,
+    signed,
+    spread,
+)
 from torchstone.catalogue import Paper
 
 __all__ = ["paper", "render", "result", "scores", "table"]
@@ -189,17 +201,13 @@ def scores(report: ScoreReport) -> None:
     means = [(one.method, str(one.n), spread(one.mean, one.sd)) for one in report.methods]
     parts: list[RenderableType] = [table(("method", "n", "mean ± sd"), means), Text("")]
     pairs = report.rows()
-
-    def ends(pair: Mapping[str, Any]) -> tuple[float, float]:
-        return pair["difference_low"], pair["difference_high"]
-
     header, *rows = _aligned(
         ("verdict", "P [interval]", "difference [interval]", "p"),
         *(
             (
                 f"{SIGNS[TONES[Verdict(pair['verdict'])]]} {pair['verdict']}",
                 f"{number(pair['p_outperforms'])} {interval((pair['p_low'], pair['p_high']))}",
-                f"{signed(pair['difference'])} {interval(ends(pair), signed)}".rstrip(),
+                f"{signed(pair['difference'])} {change((pair['difference_low'], pair['difference_high']))}".rstrip(),
                 number(pair["p_adjusted"], 2),
             )
             for pair in pairs

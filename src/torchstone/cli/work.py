@@ -15,6 +15,7 @@ import typer
 from torchstone.cli.options import (
     Command,
     Device,
+    Jobs,
     Json,
     Quiet,
     Replicates,
@@ -49,6 +50,7 @@ def run(
     budget: TimeBudget = None,
     replicates: Replicates = None,
     device: Device = "cpu",
+    jobs: Jobs = 1,
     store: Store = None,
     strict: Strict = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first run that fails.")] = False,
@@ -84,6 +86,7 @@ def run(
                     budget=None if end is None else max(0.0, end - time.monotonic()),
                     replicates=replicates,
                     device=device,
+                    jobs=jobs,
                     fail_fast=fail_fast,
                     listen=listen,
                 )
@@ -150,6 +153,7 @@ def compare(
     budget: TimeBudget = None,
     replicates: Replicates = None,
     device: Device = "cpu",
+    jobs: Jobs = 1,
     store: Store = None,
     report: Report = None,
     strict: Strict = False,
@@ -165,6 +169,7 @@ def compare(
       torchstone compare noisy-labels --data photos/ --model nets:small --arms ce,sop --arm mine=methods:fit
     """
     from torchstone import api
+    from torchstone._imports import working_directory_on_path
     from torchstone.cli.progress import watch
 
     check_device(device)
@@ -176,7 +181,7 @@ def compare(
     twice = sorted({*given, "data", "model", "arms", "baseline", "tries"} & further.keys())
     if twice:
         raise typer.BadParameter(f"{twice[0]} has an option of its own: --{twice[0]}")
-    with watch(quiet=quiet) as listen:
+    with working_directory_on_path(), watch(quiet=quiet) as listen:  # worker processes find modules there too
         result = api.compare(
             found,
             data=data,
@@ -184,20 +189,23 @@ def compare(
             arms=_arms(arms, arm, found.arms),
             baseline=baseline,
             tries=tries,
-            refit=refit,
             store=store,
             budget=budget,
             replicates=replicates,
             device=device,
+            jobs=jobs,
             listen=listen,
             **named,
             **further,
         )
     finished = _deliver(ctx, result, report, as_json)
-    if as_json:
-        print_json({**finished.document(), "weights": None if refit is None else str(refit.absolute())})
-    elif refit is not None:
-        typer.echo(f"weights {refit}")
+    try:
+        weights = None if refit is None else api.refit_winner(found, result, refit, device=device)
+    finally:  # the result is shown even if the winner cannot be trained
+        if as_json:
+            print_json({**finished.document(), "weights": None if refit is None else str(refit.absolute())})
+    if weights is not None and not as_json:
+        typer.echo(f"weights {weights}")
     raise typer.Exit(_exit_code([finished], strict))
 
 

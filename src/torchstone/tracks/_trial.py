@@ -118,7 +118,7 @@ def _label_values(predictor: Any, task: Task, device: str) -> dict[str, float]:
 def _noise_auc(score: Any, wrong: Tensor) -> float:
     if score is None or wrong.all():
         return math.nan
-    score = torch.as_tensor(score).cpu()
+    score = torch.as_tensor(score).detach().double().cpu()
     if score.shape != wrong.shape:
         raise ValueError(
             f"noise_score of a predictor must have one number per training sample, shape {tuple(wrong.shape)}, but has "
