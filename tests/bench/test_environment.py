@@ -46,8 +46,11 @@ def test_the_state_of_a_checkout(tmp_path: Path) -> None:
     assert dirty == ""
     code.write_text("a = 2\n")
     changed = module._checkout(tmp_path)
-    (tmp_path / "src" / "new.py").write_text("b = 1\n")
-    assert len({dirty, changed[1], module._checkout(tmp_path)[1]}) == 3
+    states = {dirty, changed[1]}
+    for text in ("b = 1\n", "b = 2\n"):
+        (tmp_path / "src" / "new.py").write_text(text)
+        states.add(module._checkout(tmp_path)[1])
+    assert len(states) == 4
     assert changed[0] == commit
 
 

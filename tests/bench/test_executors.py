@@ -129,7 +129,7 @@ def limited(tmp_path: Path, arm: Any, **limits: float) -> list[str]:
     with Store.open(tmp_path / "r.db") as store:
         fake = study(arm)
         study_id = store.add_study("s", {})
-        executor = Processes(Recipe(fake, study_id, store.url), 1, **limits)
+        executor = Processes(Recipe(fake, study_id, store.where), 1, **limits)
         cell = [RunSpec("s", "main", arm, "default", 1, "bench") for arm in ("base", "mine")]
         done = list(executor.run([cell]))
         assert len(done) == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -386,3 +387,13 @@ def test_a_notebook_is_known_by_its_byte_code(old: str, new: str, changes: bool)
 @pytest.mark.usefixtures("_no_script")
 def test_a_notebook_brings_the_modules_it_uses() -> None:
     assert "tests.fakes" in sources(_typed_in(CELL))
+
+
+def test_the_seeds_of_the_bench_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torchstone.bench import fingerprint as module
+
+    before = fingerprint(operator.add)
+    other = tmp_path / "seeds.py"
+    other.write_text(module.SEEDS.read_text().replace("crc32", "adler32"))
+    monkeypatch.setattr(module, "SEEDS", other)
+    assert fingerprint(operator.add) != before

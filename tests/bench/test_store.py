@@ -316,6 +316,8 @@ def test_verdicts_are_logged_in_order(store: Store) -> None:
     ]
     assert log[0]["at"] == log[1]["at"] <= log[2]["at"]
     assert store.verdicts("another") == []
+    with pytest.raises(StoreError, match="failed"):
+        store.log_verdicts("another", [{"claim": "a"}])
 
 
 def test_the_table_of_all_runs(store: Store, tmp_path: Path) -> None:
@@ -369,6 +371,13 @@ def test_a_reader_does_not_wait_for_a_writer(store: Store) -> None:
     with store._database.begin(write=True) as connection, Store.open(store.where, read_only=True) as reader:
         connection.exec_driver_sql("DELETE FROM metric")
         assert reader.outcomes(ids)[ids[0]].values == {"a": 1.0}
+
+
+def test_a_writer_does_not_wait_for_a_reader(store: Store) -> None:
+    ids = finished(store, specs(1), Outcome({"a": 1.0}))
+    with Store.open(store.where, read_only=True) as reader, reader._database.begin() as connection:
+        assert len(connection.exec_driver_sql("SELECT id FROM run").all()) == 1
+        assert planned(store, specs(2))[:1] == ids
 
 
 def test_threads_may_share_a_store(store: Store) -> None:

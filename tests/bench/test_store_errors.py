@@ -45,6 +45,12 @@ def sql(path: Path, *statements: str) -> None:
     connection.close()
 
 
+def failing(name: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("text")
+    error.sqlite_errorname = name
+    return error
+
+
 # ---------------------------------------------------------------- where it is
 
 
@@ -145,6 +151,12 @@ def test_other_databases_are_refused(where: str) -> None:
         Store.open(where)
 
 
+def test_a_password_is_not_repeated() -> None:
+    with pytest.raises(StoreError, match=r"mysql://me:\*\*\*@host/db") as caught:
+        Store.open("mysql://me:secret@host/db")
+    assert "secret" not in str(caught.value)
+
+
 # ---------------------------------------------------------------- places that do not work
 
 
@@ -194,6 +206,26 @@ def test_a_store_on_a_read_only_disk_can_be_read(path: Path, monkeypatch: pytest
     with Store.open(path, read_only=True) as store:
         assert len(store.runs(status="done")) == 2
     assert opened[1].endswith("?immutable=1")
+
+
+def test_a_store_that_others_write_is_never_taken_for_unchanging(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def fail_with(name: str) -> None:
+        def fail(address: str) -> sqlite3.Connection:
+            opened.append(address)
+            raise failing(name)
+
+        monkeypatch.setattr(sqlite, "_open", fail)
+
+    fail_with("SQLITE_BUSY")
+    with pytest.raises(StoreError, match="locked for more than 30 s"):
+        Store.open(path, read_only=True)
+    fail_with("SQLITE_CANTOPEN")
+    path.with_name("results.db-wal").write_bytes(b"what was written last")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store.open(path, read_only=True)
+    assert not any("immutable" in address for address in opened)
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,11 +281,6 @@ def test_a_lock_that_nobody_opens(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_errors_of_sqlite_name_the_store() -> None:
-    def failing(name: str) -> sqlite3.OperationalError:
-        error = sqlite3.OperationalError("text")
-        error.sqlite_errorname = name
-        return error
-
     assert "the disk failed while the store x was in use" in sqlite.explain(failing("SQLITE_IOERR_FSYNC"), "x")
     assert sqlite.explain(failing("SQLITE_ERROR"), "x") == "the store x failed: text"
     assert sqlite.explain(ValueError(), "x") == sqlite.explain(None, "x") == ""
@@ -264,7 +291,7 @@ def test_numbers_can_be_read_with_plain_sql(tmp_path: Path) -> None:
         finished(store, specs(1), Outcome({"a": 0.5, "b": math.nan}, cost={"n": 2}))
     connection = sqlite3.connect(tmp_path / "results.db")
     rows = connection.execute(
-        'SELECT arm, "case", kind, name, value, metric.status FROM run JOIN metric ON run_id = id'
+        'SELECT arm, "case", metric.kind, name, value, metric.status FROM run JOIN metric ON run_id = id'
     )
     expected = {("value", "a", 0.5, "ok"), ("value", "b", None, "nan"), ("cost", "n", 2.0, "ok")}
     assert set(rows) == {("ce", "40%", *row) for row in expected}

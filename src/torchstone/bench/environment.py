@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -56,11 +57,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        if package != "torchstone":
-            return ""
-        from torchstone import __version__  # imported from a checkout that is not installed
-
-        return __version__
+        return getattr(sys.modules.get(package), "__version__", "")  # of a checkout that is not installed
 
 
 def _cpu_model() -> str:

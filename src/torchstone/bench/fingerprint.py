@@ -10,7 +10,7 @@ Not in it, because none of it changes what a run computes:
 * comments, docstrings, formatting, and what stands under ``if TYPE_CHECKING:``;
 * claims, the keywords ``claims=``, ``premises=`` and ``about=``, and the arguments of ``Arm``, ``Experiment``,
   ``Study`` and ``Track`` but ``shared=`` (hyper-parameters, sizes and data are part of a run's identity on their own);
-* the bench itself, the command line, argument checks, and other libraries (the environment records their versions).
+* the bench itself but for its seeds, the command line, argument checks, and other libraries (the environment records their versions).
 
 A function without a source file (typed at a prompt or in a notebook) is known by its byte code, with that of the
 functions and the plain values that it uses from there. Byte code differs between Python versions.
@@ -37,6 +37,7 @@ from torchstone.errors import StudyError
 __all__ = ["fingerprint", "sources"]
 
 TORCHSTONE = Path(__file__).resolve().parents[1]
+SEEDS = TORCHSTONE / "bench" / "seeds.py"  # the one part of the bench that every run's chance depends on
 STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 
@@ -58,11 +59,11 @@ def fingerprint(run: Callable[..., Any]) -> str:
         >>> fingerprint(Seeds) == fingerprint(Seeds), fingerprint(Seeds) == fingerprint(functools.partial(Seeds, 1))
         (True, False)
     """
-    return digest({"run": run, "sources": sources(run)})
+    return digest({"run": run, "sources": sources(run), "seeds": read_source(SEEDS).digest})
 
 
 def sources(run: Callable[..., Any]) -> dict[str, str]:
-    """All code in the fingerprint: name of a module (or of a function without a file) -> hash, to see what changed."""
+    """All of the arm's code in the fingerprint: name of a module (or of a function without a file) -> hash, to see what changed."""
     found: dict[str, str] = {}
     canonical_json(run)  # refuses what has no identity before anything is read
     for number, part in enumerate(_named_parts(run)):

@@ -112,7 +112,7 @@ class _Run:
                 listen=options.listen,
             )
             return Inline(worker)
-        recipe = Recipe(self.study, self.study_id, store.url, device=options.device, fail_fast=options.fail_fast)
+        recipe = Recipe(self.study, self.study_id, store.where, device=options.device, fail_fast=options.fail_fast)
         return Processes(recipe, options.jobs, listen=options.listen)
 
     def all(self) -> Result:

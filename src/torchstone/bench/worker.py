@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from torchstone.bench.owner import owner_id
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.store import Store
 from torchstone.bench.study import Cell, Experiment, Study
-from torchstone.errors import DivergedError, StudyError
+from torchstone.errors import CorruptDataError, DivergedError, StudyError
 
 __all__ = ["CellDone", "Event", "Worker"]
 
@@ -161,7 +162,7 @@ class Worker:
             if self.fail_fast:
                 raise
             return None
-        self.store.finish(
+        stored = self.store.finish(
             spec.run_id,
             self.owner,
             outcome,
@@ -172,6 +173,8 @@ class Worker:
             device=self.device,
             curves=curves,
         )
+        if not stored:  # the lease was lost, to another worker that finishes the run
+            return None
         checkpoint.remove()
         self.listen(Event("run", {"spec": spec, "outcome": outcome}))
         return outcome
@@ -210,7 +213,11 @@ class _RunCheckpoint:
             return None
         from torchstone.training.checkpoint import FileCheckpoint
 
-        return FileCheckpoint(self.path).load()
+        try:
+            return FileCheckpoint(self.path).load()
+        except CorruptDataError as error:  # a checkpoint only saves time
+            warnings.warn(f"{error}; the run starts anew", RuntimeWarning, stacklevel=2)
+            return None
 
     def save(self, state: dict[str, Any]) -> None:
         if self.path is not None:

@@ -21,7 +21,6 @@ from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
 from torch import nn
 
 from torchstone.bench.claims import Higher, Lower, Ratio
@@ -40,9 +39,8 @@ LR = LogUniform(0.05, 0.2)
 
 
 def small_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """A strided CNN of width 16; in channels-last order, which a CPU computes half as fast again."""
-    net = StridedCNN(input_shape[0], num_classes, width=16)
-    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    """A strided CNN of width 16 on images of half the size: it can memorise 800 of them in seconds."""
+    return nn.Sequential(nn.AvgPool2d(2), StridedCNN(input_shape[0], num_classes, width=16))
 
 
 def fit_sop_without_v(
@@ -109,10 +107,10 @@ def _mnist() -> Experiment:
     bench = Setting(
         labels={"sym40": "symmetric:0.4", "sym60": "symmetric:0.6", "asym40": "pair:0.4"},
         model="mlp",
-        epochs=25,
+        epochs=24,
         batch_size=64,
         test_fraction=0.2,
-        val_fraction=0.4,
+        val_fraction=0.45,
     )
     return Experiment(
         name="mnist",
@@ -184,9 +182,9 @@ def _cifar10n() -> Experiment:
     bench = Setting(
         labels={case: f"column:{case}" for case in cases},
         model=small_cnn,
-        epochs=30,
+        epochs=20,
         batch_size=32,
-        samples=1350,
+        samples=1800,
         test_fraction=4 / 9,
         val_fraction=0.2,
     )
@@ -201,7 +199,7 @@ def _cifar10n() -> Experiment:
             Higher("accuracy", "sop", "ce", cases=("random1", "aggre")),
             Higher("accuracy", "sop", "ce-best-epoch"),
         ),
-        replicates=(6, 15),
+        replicates=(6, 20),
         settings={
             "smoke": replace(bench, epochs=1, samples=300),
             "bench": bench,
