@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -16,8 +17,8 @@ from torchstone.bench import Arm, Cell, Experiment, Higher, Outcome, Study
 from torchstone.bench.executors import Processes, Recipe
 from torchstone.bench.identity import RunSpec
 from torchstone.bench.runner import Event, Options, run_study
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.store import Store
-from torchstone.bench.verdict import Verdict
 from torchstone.errors import DivergedError, StudyError
 
 ROOT = Path(__file__).parents[2]
@@ -125,11 +126,11 @@ def test_a_broken_protocol_stops_the_study(tmp_path: Path) -> None:
         run(study(Once(str(tmp_path), "cheat")), tmp_path / "r.db")
 
 
-def limited(tmp_path: Path, arm: Any, **limits: float) -> list[str]:
+def limited(tmp_path: Path, arm: Any, cell_limit: float = math.inf, memory_limit: float = math.inf) -> list[str]:
     with Store.open(tmp_path / "r.db") as store:
         fake = study(arm)
         study_id = store.add_study("s", {})
-        executor = Processes(Recipe(fake, study_id, store.where), 1, **limits)
+        executor = Processes(Recipe(fake, study_id, store.where), 1, cell_limit=cell_limit, memory_limit=memory_limit)
         cell = [RunSpec("s", "main", arm, "default", 1, "bench") for arm in ("base", "mine")]
         done = list(executor.run([cell]))
         assert len(done) == 1

@@ -390,8 +390,6 @@ def test_a_notebook_brings_the_modules_it_uses() -> None:
 
 
 def test_the_seeds_of_the_bench_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from torchstone.bench import fingerprint as module
-
     before = fingerprint(operator.add)
     other = tmp_path / "seeds.py"
     other.write_text(module.SEEDS.read_text().replace("crc32", "adler32"))

@@ -4,7 +4,7 @@ import pytest
 from tests.fakes import rows, silent, two_arm_study
 from torchstone.bench import Arm, Experiment, Higher, Lower, Outcome, Study, Within
 from torchstone.bench.judge import Judgement, judge, judge_experiment, settled
-from torchstone.bench.verdict import Verdict
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.errors import UnknownNameError
 
 STUDY = two_arm_study()

@@ -10,8 +10,8 @@ import pytest
 from tests.fakes import two_arm_study
 from torchstone.bench import Arm, Cell, Experiment, Higher, Outcome, Study, Uniform
 from torchstone.bench.runner import Event, Options, run_study
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.store import Store
-from torchstone.bench.verdict import Verdict
 from torchstone.errors import DivergedError, StudyError, UnknownNameError
 
 

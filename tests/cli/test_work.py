@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.fakes import two_arm_study
 from torchstone import api
-from torchstone.bench import Arm, Cell, Outcome, Study, Track, report
+from torchstone.bench import Arm, Cell, Outcome, Study, Track
 from torchstone.bench.runner import Options
 from torchstone.bench.store import Store
 from torchstone.cli import show
@@ -74,7 +74,9 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(api, "find_study", find_study)
     monkeypatch.setattr(api, "find_track", find_track)
-    monkeypatch.setattr(report, "strip_plot", lambda *args, **options: "")  # drawn in tests of the report
+    monkeypatch.setattr(
+        "torchstone.bench.report.report.strip_plot", lambda *args, **options: ""
+    )  # drawn in tests of the report
     CALLS.clear()
 
 

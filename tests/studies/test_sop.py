@@ -10,8 +10,8 @@ import torch
 from torchstone import api
 from torchstone.bench.judge import Judgement, judge
 from torchstone.bench.outcome import Outcome, Row
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.study import Cell, Experiment
-from torchstone.bench.verdict import Verdict
 from torchstone.studies.sop import LR, STUDY, small_cnn
 
 MNIST = STUDY.experiment("mnist")

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from torchstone.bench.multiplicity import adjust
 from torchstone.bench.result import Result
-from torchstone.bench.verdict import Verdict
+from torchstone.bench.statistics.multiplicity import adjust
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.errors import CorruptDataError
 
 __all__ = ["adjusted_verdicts", "load", "moved", "names", "record", "save", "smoke_values"]

@@ -97,7 +97,7 @@ class Processes:
     listen: Callable[[Event], None] = lambda event: None
     cell_limit: float = float("inf")
     memory_limit: float = float("inf")
-    _pool: list[_Process] = field(default_factory=list, repr=False)
+    _pool: list[_Process] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         try:

@@ -10,7 +10,8 @@ Not in it, because none of it changes what a run computes:
 * comments, docstrings, formatting, and what stands under ``if TYPE_CHECKING:``;
 * claims, the keywords ``claims=``, ``premises=`` and ``about=``, and the arguments of ``Arm``, ``Experiment``,
   ``Study`` and ``Track`` but ``shared=`` (hyper-parameters, sizes and data are part of a run's identity on their own);
-* the bench itself but for its seeds, the command line, argument checks, and other libraries (the environment records their versions).
+* the bench itself but for its seeds, the command line, argument checks, and other libraries (the environment records
+  their versions).
 
 A function without a source file (typed at a prompt or in a notebook) is known by its byte code, with that of the
 functions and the plain values that it uses from there. Byte code differs between Python versions.
@@ -63,7 +64,7 @@ def fingerprint(run: Callable[..., Any]) -> str:
 
 
 def sources(run: Callable[..., Any]) -> dict[str, str]:
-    """All of the arm's code in the fingerprint: name of a module (or of a function without a file) -> hash, to see what changed."""
+    """The arm's own code: name of a module (or of a function without a file) -> hash, to see what changed."""
     found: dict[str, str] = {}
     canonical_json(run)  # refuses what has no identity before anything is read
     for number, part in enumerate(_named_parts(run)):

@@ -1,7 +1,7 @@
 """From rows to verdicts: a pure function, so that a study can be judged without training anything.
 
 Every claim is a score in [0, 1] per replicate (:mod:`torchstone.bench.claims`). A statistical claim asks whether the
-arm is ahead more often than not, and meaningfully so; :mod:`torchstone.bench.sequential` decides that while
+arm is ahead more often than not, and meaningfully so; :mod:`torchstone.bench.statistics.sequential` decides that while
 replicates come in. A claim with ``always=True`` is a theorem: one counterexample refutes it, no number proves it.
 Premises are judged first; where one does not hold, the other claims of its experiment mean nothing.
 """
@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchstone.bench.claims import Claim
-from torchstone.bench.intervals import mean_interval
 from torchstone.bench.outcome import Row, complete_prefix
-from torchstone.bench.sequential import decide
+from torchstone.bench.statistics.intervals import mean_interval
+from torchstone.bench.statistics.sequential import decide
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.study import Experiment, Study
-from torchstone.bench.verdict import Verdict
 
 __all__ = ["Judgement", "judge", "judge_experiment", "settled"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from torchstone.bench.judge import Judgement
 from torchstone.bench.outcome import Row
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.study import Study
-from torchstone.bench.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

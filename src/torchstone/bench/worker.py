@@ -19,9 +19,9 @@ from typing import Any
 
 from torchstone.bench.identity import RunSpec
 from torchstone.bench.outcome import Outcome
-from torchstone.bench.owner import owner_id
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.store import Store
+from torchstone.bench.store.owner import owner_id
 from torchstone.bench.study import Cell, Experiment, Study
 from torchstone.errors import CorruptDataError, DivergedError, StudyError
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from torchstone.bench.wording import duration, evidence, hyper, number
+from torchstone.bench.report.wording import duration, evidence, hyper, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -39,7 +39,7 @@ def judge(
     Example:
       torchstone judge scores.csv --baseline ours --lower-is-better
     """
-    from torchstone.bench.scores import judge_scores, read_scores
+    from torchstone.bench.statistics.scores import judge_scores, read_scores
 
     table = read_scores(file, higher_is_better=not lower_is_better)
     report = judge_scores(table, baseline=baseline, paired=paired, gamma=gamma)

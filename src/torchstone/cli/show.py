@@ -12,11 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from torchstone.bench.result import Result
-from torchstone.bench.scores import ScoreReport
-from torchstone.bench.summary import arm_lines, claim_lines, notes, state, tuning_lines
-from torchstone.bench.verdict import Verdict
-from torchstone.bench.wording import (
+from torchstone.bench.report.summary import arm_lines, claim_lines, notes, state, tuning_lines
+from torchstone.bench.report.wording import (
     DASH,
     SCOPE,
     SIGNS,
@@ -29,6 +26,9 @@ from torchstone.bench.wording import (
     signed,
     spread,
 )
+from torchstone.bench.result import Result
+from torchstone.bench.statistics.scores import ScoreReport
+from torchstone.bench.statistics.verdict import Verdict
 from torchstone.catalogue import Paper
 
 __all__ = ["paper", "render", "result", "scores", "table"]

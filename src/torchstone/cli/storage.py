@@ -28,8 +28,8 @@ def status(store: Store = None, as_json: Json = False) -> None:
     Example:
       torchstone status
     """
+    from torchstone.bench.report.wording import duration
     from torchstone.bench.store import Store as Opened
-    from torchstone.bench.wording import duration
 
     with Opened.open(store, read_only=True) as opened:
         rows = opened.summary()

@@ -263,7 +263,7 @@ def _exit_code(finished: Sequence[Finished], strict: bool) -> int:
     """0 when the work was done, 1 if some failed; with ``strict`` 3 for a refuted and 4 for an undecided claim."""
     if any(one.problem or one.result.failures for one in finished):
         return 1
-    from torchstone.bench.verdict import Verdict
+    from torchstone.bench.statistics.verdict import Verdict
 
     verdicts = {one.result.verdict for one in finished} - {Verdict.REPRODUCED, Verdict.HOLDS}
     if not strict or not verdicts:

@@ -182,7 +182,7 @@ def _cifar10n() -> Experiment:
     bench = Setting(
         labels={case: f"column:{case}" for case in cases},
         model=small_cnn,
-        epochs=20,
+        epochs=18,
         batch_size=32,
         samples=1800,
         test_fraction=4 / 9,

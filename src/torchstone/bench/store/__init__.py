@@ -1,0 +1,5 @@
+"""Where runs are kept: a SQLite file or a PostgreSQL database, behind one :class:`Store`."""
+
+from torchstone.bench.store.store import RunRecord, Store, StudySummary, owner_id
+
+__all__ = ["RunRecord", "Store", "StudySummary", "owner_id"]
