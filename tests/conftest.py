@@ -56,6 +56,7 @@ def data_root() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes to the user's own store or cache."""
+    """No test writes to the user's own store or cache, or starts worker processes without asking for them."""
+    monkeypatch.setenv("TORCHSTONE_JOBS", "1")
     monkeypatch.setenv("TORCHSTONE_STORE", str(tmp_path / "results.db"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -184,7 +184,10 @@ def test_jobs_and_the_working_directory_reach_the_bench(words: str, monkeypatch:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", os.getcwd())])
     monkeypatch.setattr(api, "run_study", note)
     assert run(*words.split(), "--jobs", "3", "-q").exit_code == 130
-    assert seen == [(3, words.startswith("compare"))]
+    monkeypatch.delenv("TORCHSTONE_JOBS")  # then it is one for each core
+    assert run(*words.split(), "-q").exit_code == 130
+    path = words.startswith("compare")
+    assert seen == [(3, path), (len(os.sched_getaffinity(0)), path)]
 
 
 def test_a_worker_process_that_imports_the_entry_point_does_nothing():

@@ -52,7 +52,7 @@ def test_truth_is_known_unless_the_labels_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("symetric:0.4", UnknownNameError, "did you mean 'symmetric'"),
+        ("symmetrik:0.4", UnknownNameError, "did you mean 'symmetric'"),
         ("symmetric", ValueError, r"rate in \[0, 1\], such as symmetric:0.4; got 'symmetric'"),
         ("pair:1.5", ValueError, "got 'pair:1.5'"),
         ("pair:nan", ValueError, "got 'pair:nan'"),
@@ -71,7 +71,7 @@ def test_noise_that_cannot_be_read(text: str, error: type[Exception], message: s
         (LabelSource("asymmetric", 0.4), ValueError, "asymmetric:0.4:cat>dog,dog>cat"),
         (LabelSource("asymmetric", 0.4, "cat>dgo"), UnknownNameError, "did you mean 'dog'"),
         (LabelSource("asymmetric", 0.4, "cat-dog"), ValueError, "got 'cat-dog'"),
-        (LabelSource("column", detail="wrose"), UnknownNameError, "did you mean 'worse'"),
+        (LabelSource("column", detail="worsse"), UnknownNameError, "did you mean 'worse'"),
         (LabelSource("column", detail="float"), CorruptDataError, "one class number per sample, but has torch.float32"),
         (LabelSource("column", detail="high"), CorruptDataError, r"labels in 0..2, but sample 4 has 9"),
     ],

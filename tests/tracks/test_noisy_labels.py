@@ -201,7 +201,7 @@ NAN[3, 5] = math.nan
         ({"noise": None}, ValueError, "no clean labels to test on: give noise='symmetric:0.4'"),
         ({"labels": "worse"}, ValueError, "not both"),
         ({"noise": None, "labels": "worse"}, UnknownNameError, "unknown column of digits 'worse'"),
-        ({"noise": "symetric:0.4"}, UnknownNameError, "did you mean 'symmetric'"),
+        ({"noise": "symmetrik:0.4"}, UnknownNameError, "did you mean 'symmetric'"),
         ({"noise": "symmetric"}, ValueError, "a rate in"),
         ({"data": "digitz"}, UnknownNameError, "did you mean 'digits'"),
         ({"data": "nowhere/own.npz"}, FileNotFoundError, "there is no file or folder"),
@@ -295,6 +295,18 @@ def test_rates_of_sop_are_multiples_of_the_suggested_ones_or_given(
     Trial(fit_sop)(a_cell(Problem(DIGITS), setting), init_std=1e-3, **hyper)
     suggested = suggest_rates(16, 6, init_std=1e-3)
     assert rates == pytest.approx({"u": u * suggested.lr_u, "v": v * suggested.lr_v})
+
+
+@pytest.mark.parametrize(("epochs", "start"), [(1, 0.1), (20, 2.0**-10), (120, 1e-8)])
+def test_a_short_training_starts_sop_higher(monkeypatch: pytest.MonkeyPatch, epochs: int, start: float) -> None:
+    from torchstone.tracks import _noisy_fits
+
+    seen: list[float] = []
+    monkeypatch.setattr(_noisy_fits, "suggest_rates", lambda *sizes, init_std: seen.append(init_std) or (1.0, 1.0))
+    setting = Setting(labels={"symmetric:0.4": "symmetric:0.4"}, model="linear", epochs=epochs)
+    with pytest.raises(AttributeError):  # the rates above are none: it ends here, before any training
+        Trial(fit_sop)(a_cell(Problem(DIGITS), setting))
+    assert seen == [start]
 
 
 def parrot(make_model: Any, train: TensorData, val: TensorData, cell: Cell, *, wrong: bool) -> Any:

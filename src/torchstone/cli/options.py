@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "TimeBudget",
     "check_device",
     "check_takes",
+    "job_count",
     "parse_duration",
     "parse_settings",
     "print_json",
@@ -75,7 +77,14 @@ TimeBudget = Annotated[
     float | None,
     typer.Option(parser=parse_duration, metavar="TIME", help="Begin no new work after 90s, 5m, 1h30m."),
 ]
-Jobs = Annotated[int, typer.Option(min=1, help="Worker processes; each computes with one thread.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        envvar="TORCHSTONE_JOBS",
+        help="Worker processes, each with one thread; by default one per core, or one in all on an accelerator.",
+    ),
+]
 Replicates = Annotated[int | None, typer.Option(min=1, help="Stop after so many replicates, even if undecided.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Strict = Annotated[
@@ -85,6 +94,15 @@ Report = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Where to write the HTML report; by default beside the store.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+def job_count(asked: int | None, device: str) -> int:
+    """Number of worker processes: what was asked for, or as many as there are cores to use."""
+    if asked is not None:
+        return asked
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_device(name: str) -> None:

@@ -21,6 +21,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
 from torch import nn
 
 from torchstone.bench.claims import Higher, Lower, Ratio
@@ -40,7 +41,9 @@ LR = LogUniform(0.05, 0.2)
 
 def small_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """A strided CNN of width 16 on images of half the size: it can memorise 800 of them in seconds."""
-    return nn.Sequential(nn.AvgPool2d(2), StridedCNN(input_shape[0], num_classes, width=16))
+    net = nn.Sequential(nn.AvgPool2d(2), StridedCNN(input_shape[0], num_classes, width=16))
+    # A tenth faster on a CPU; torch's annotations of `to` leave this argument out.
+    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def fit_sop_without_v(

@@ -62,7 +62,7 @@ def fit_sop(
     scale_v: float = 1.0,
     lr_u: float | None = None,
     lr_v: float | None = None,
-    init_std: float = 1e-4,
+    init_std: float | None = None,
 ) -> nn.Module:
     """Sparse over-parameterization; the predictor's ``noise_score`` says which labels it holds for wrong.
 
@@ -77,12 +77,15 @@ def fit_sop(
         scale_v: the same for v.
         lr_u: learning rate of u itself, instead of ``scale_u``.
         lr_v: learning rate of v itself, instead of ``scale_v``.
-        init_std: standard deviation of the start of u and v; a short training needs a larger one.
+        init_std: standard deviation of the start of u and v; by default that from which doubling at each visit leads
+            to 1 in half of the epochs, as far as it lies between the authors' 1e-8 and 0.1.
     """
+    setting = cell.setting
+    start = min(max(2.0 ** (-setting.epochs / 2), 1e-8), 0.1) if init_std is None else init_std
     criterion = SparseOverparamLoss(
-        len(train), train.num_classes, init_std=init_std, generator=cell.seeds.generator("noise", "sop")
+        len(train), train.num_classes, init_std=start, generator=cell.seeds.generator("noise", "sop")
     )
-    rates = suggest_rates(cell.setting.batch_size, cell.setting.epochs, init_std=init_std)
+    rates = suggest_rates(setting.batch_size, setting.epochs, init_std=start)
     groups = criterion.param_groups(
         lr_u=rates.lr_u * scale_u if lr_u is None else lr_u, lr_v=rates.lr_v * scale_v if lr_v is None else lr_v
     )

@@ -51,6 +51,7 @@ from torchstone.tracks._refit import refit_winner
 from torchstone.tracks._trial import BestEpoch, Trial
 
 __all__ = [
+    "ARMS",
     "DATA_HELP",
     "LR",
     "TRACK",
