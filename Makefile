@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports unit shapes docs evidence readme clean
+.PHONY: help setup demo test lint types imports unit shapes docs evidence generated clean
 
 help:  ## What can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,10 +49,10 @@ docs: setup
 
 evidence: setup  ## Run a study at bench scale and store its evidence: make evidence SLUG=sop
 	OMP_NUM_THREADS=1 $(BIN)/python tools/evidence.py $(SLUG)
-	$(MAKE) readme
+	$(MAKE) generated
 
-readme: setup  ## Write the generated parts of README.md
-	$(BIN)/python tools/readme.py
+generated: setup  ## Write the parts of README.md and docs that are made from catalogue and evidence
+	$(BIN)/python tools/generated.py
 
 clean:
 	rm -rf $(VENV) .torchstone docs/_build .pytest_cache .ruff_cache

@@ -64,7 +64,7 @@ def build(
     """
     shape = tuple(check_int("input_shape", size, 1) for size in input_shape)
     check_int("num_classes", num_classes, 1)
-    name = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+    name = factory if isinstance(factory, str) else _name(factory)
     make = _resolve(factory) if isinstance(factory, str) else factory
     with seeded(generator):
         args, kwargs = _arguments(name, make, shape, num_classes)
@@ -73,6 +73,12 @@ def build(
             raise TypeError(f"model factory {name} must give a torch.nn.Module, but gives {type(model).__name__}")
         _check_output(name, model, shape, num_classes)
     return model
+
+
+def _name(factory: Any) -> str:
+    """Return ``module:name`` of a function or class, and what Python prints of anything else."""
+    qualname = getattr(factory, "__qualname__", None)
+    return repr(factory) if qualname is None else f"{factory.__module__}:{qualname}"
 
 
 def _resolve(name: str) -> Any:
