@@ -48,8 +48,8 @@ def verdict_section(stored: Mapping[str, Any]) -> str:
     cost, versions = stored["cost"], stored["environment"]
     lines += [
         "",
-        f"Scale {stored['scale']}, seed {stored['seed']}; {cost['runs']} runs, {cost['core_seconds']:.0f} core-seconds on "
-        f"{versions['cpu']}, torch {versions['packages']['torch']}.",
+        f"Scale {stored['scale']}, seed {stored['seed']}; {cost['runs']} runs, {cost['core_seconds']:.0f} core-seconds "
+        f"on {versions['cpu']}, torch {versions['packages']['torch']}.",
     ]
     if stored["not_run"]:
         lines += ["", "Not run: " + "; ".join(f"*{name}*, {why}" for name, why in stored["not_run"].items()) + "."]

@@ -105,7 +105,8 @@ def test_names_and_words_that_are_off(words: str, sentence: str) -> None:
 def test_a_model_with_the_wrong_output_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "narrow_nets.py").write_text(
-        "from torch import nn\n\ndef net(input_shape, num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
+        "from torch import nn\n\n"
+        "def net(input_shape, num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
     )
     said = invoke(f"compare noisy-labels --data digits --model narrow_nets:net {RUN} -q", 1)
     assert "narrow_nets:net" in said

@@ -1,4 +1,4 @@
-"""The evidence in the package is that of the code in the package: replicate 0 at smoke scale gives what it gave then."""
+"""The evidence is that of the code beside it: replicate 0 at smoke scale gives what it gave then."""
 
 from __future__ import annotations
 
