@@ -1,6 +1,6 @@
 """SOP: time of a step and memory, row-sliced updates of u and v against dense ones, and against cross entropy.
 
-Run ``python benchmarks/sop.py``. A step is the loss of 128 given logits, its gradient, and the update of u and v; the
+Run ``python -m benchmarks.sop``. A step is the loss of 128 given logits, its gradient, and the update of u and v; the
 network is left out. The arms take turns (cross entropy, sliced, dense, cross entropy, ...) on the same parameters, so
 that a busy machine slows all of them alike. Ratios are medians over turns with a 95 % sign interval.
 """

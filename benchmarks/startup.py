@@ -1,7 +1,7 @@
 """How long one waits for nothing: `torchstone list` and `import torchstone`, against their limits.
 
 Every command runs in a process of its own, in turns, so that a busy machine slows all of them alike; medians are
-compared. Run it with `python benchmarks/startup.py [ROUNDS]`.
+compared. Run it with `python -m benchmarks.startup [ROUNDS]`.
 """
 
 from __future__ import annotations

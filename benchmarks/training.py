@@ -1,6 +1,6 @@
 """What the training loop costs over a loop written by hand: one step of a small net, in one process.
 
-Run ``python benchmarks/training.py``. Both loops train the same net (64-256-128-10, batches of 128, SGD with momentum)
+Run ``python -m benchmarks.training``. Both loops train the same net (64-256-128-10, batches of 128, SGD with momentum)
 in the same order and end in the same weights, which is checked. They take turns, so that a busy machine slows both
 alike; the ratio is the median over turns with a 95 % sign interval.
 """

@@ -1,12 +1,15 @@
 """Statistics of the bench against their peers: the same numbers, and how much faster.
 
-Run ``python benchmarks/bench_statistics.py`` (not called ``statistics.py``, which would hide the standard library's
-module from its neighbours). Ours and theirs take turns on the same data, so that a busy machine slows both alike; the
-ratio is the geometric mean of theirs over ours, with a 95 % bootstrap interval. Peers that are not installed are left
-out with a line that says so.
+Run ``python -m benchmarks.statistics``. Ours and theirs take turns on the same data, so that a busy machine slows both
+alike; the ratio is the geometric mean of theirs over ours, with a 95 % bootstrap interval. Peers that are not installed
+are left out with a line that says so.
 """
 
 from __future__ import annotations
+
+# `python benchmarks/x.py` puts this folder first on the path, where this file would pass for the standard library's.
+if __name__ == "statistics":
+    raise ImportError("run benchmarks as modules from the repository's root: python -m benchmarks.sop")
 
 import contextlib
 import importlib.util

@@ -1,0 +1,1 @@
+"""Timings against the named peers; run from the repository's root as ``python -m benchmarks.<name>``."""
