@@ -78,7 +78,6 @@ WITHOUT_V = Arm(
     Trial(fit_sop_without_v),
     tuned_as="sop",
     role="ablation",
-    cases=("sym40",),
     about="sop with u alone: wrong labels are given up, but not put right",
 )
 PUBLISHED = Arm(
@@ -120,7 +119,7 @@ def _mnist() -> Experiment:
         arms={
             "ce": _tuned("ce"),
             "ce-best-epoch": BEST_EPOCH,
-            "gce": _tuned("gce", ("sym40",)),
+            "gce": _tuned("gce"),
             "elr": _tuned("elr"),
             "sop": _tuned("sop"),
             "sop-no-v": WITHOUT_V,
