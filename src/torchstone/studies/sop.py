@@ -60,10 +60,10 @@ def fit_sop_without_v(
     return fit_sop(make_model, train, val, cell, lr=lr, scale_u=scale_u, lr_v=0.0)
 
 
-def _tuned(name: str, cases: tuple[str, ...] = ()) -> Arm:
+def _tuned(name: str) -> Arm:
     """An arm of the track with this study's learning rates."""
     arm = TRACK.arms[name]
-    return replace(arm, space={**arm.space, "lr": LR}, cases=cases)
+    return replace(arm, space={**arm.space, "lr": LR})
 
 
 FULL_CIFAR10 = Setting(labels={}, model="resnet18", epochs=120, batch_size=128, augment="crop-flip", val_fraction=0.1)
