@@ -155,14 +155,14 @@ def _home(name: str, file: Path) -> _Home:
 def _closure(start: Path, home: _Home) -> dict[str, Source]:
     """The module in file ``start`` and all that it imports, transitively: name -> source."""
     found: dict[str, Source] = {}
-    todo = {home.name_of(start): start}
-    while todo:
-        name, file = todo.popitem()
+    pending = {home.name_of(start): start}
+    while pending:
+        name, file = pending.popitem()
         found[name] = source = read_source(file)
         for target in _targets(name, source, home):
             path = _find(target, home)
             if path is not None and target not in found:
-                todo[target] = path
+                pending[target] = path
     return found
 
 
@@ -210,9 +210,9 @@ def _loose_code(part: Any) -> dict[str, str]:
     """Byte code of a function or class without a file, and of what it takes from where it was typed in."""
     found: dict[str, str] = {}
     seen: set[int] = set()
-    todo: list[tuple[str, Any]] = [(qualified_name(part), part)]
-    while todo:
-        name, item = todo.pop()
+    pending: list[tuple[str, Any]] = [(qualified_name(part), part)]
+    while pending:
+        name, item = pending.pop()
         if not (isinstance(item, types.ModuleType) or hasattr(item, "__qualname__")):
             with contextlib.suppress(StudyError):  # what has no identity (a table of data, say) cannot count
                 found[name] = canonical_json(item)
@@ -222,16 +222,16 @@ def _loose_code(part: Any) -> dict[str, str]:
                 found |= _sources_of(item, own=False)
             elif isinstance(item, type):
                 members = {key: getattr(value, "fget", value) for key, value in vars(item).items()}
-                todo += [
+                pending += [
                     (f"{name}.{key}", value) for key, value in members.items() if _is_code(value) or key[:2] != "__"
                 ]
-                todo += [(f"{name}({base.__name__})", base) for base in item.__bases__]
+                pending += [(f"{name}({base.__name__})", base) for base in item.__bases__]
             elif _is_code(item):
                 function = getattr(item, "__func__", item)  # of a class or static method
                 found[name] = blake2b(
                     _code_text(function.__code__, function.__doc__).encode(), digest_size=16
                 ).hexdigest()
-                todo += [(f"{name}.{key}", value) for key, value in sorted(_used(function).items())]
+                pending += [(f"{name}.{key}", value) for key, value in sorted(_used(function).items())]
     return found
 
 
