@@ -255,6 +255,7 @@ def _cifar10() -> Experiment:
 STUDY = Study(
     "sop",
     (_mnist(), _digits(), _cifar10n(), _cifar10()),
+    seed=1,
     about="Does modelling the noise of each label keep a network from memorising wrong ones, at the cost of cross "
     "entropy?",
 )
