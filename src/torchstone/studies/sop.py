@@ -13,9 +13,11 @@ Departures from the paper: small networks and data, so that anybody can run it; 
 u and v searched around what the length of training asks for. The paper's own rates are the arm ``sop-published``. On a
 GPU the scale ``paper`` trains a ResNet-18 (the paper: ResNet-34) on the full CIFAR-10.
 
-Sizes and learning rates at bench scale were fixed after pilots that showed the test accuracy of all arms, on other
-seeds of the same images. For ``cifar10n`` several sizes were tried, in some of which SOP was behind cross entropy, and
-its premise was set after that: what it says is exploratory.
+How the design at bench scale was fixed. Network, images, batch size and epochs of ``mnist`` were laid down before any
+run. For ``digits`` and ``cifar10n`` the epochs, and for all the lowest learning rate, were set in pilots that ran
+cross entropy alone and printed nothing but the share of wrong labels it memorised; ``cifar10n`` has as many images as
+the time allows. An earlier design, on other seeds, had been chosen with the accuracies of all arms in sight; of it
+remain the highest learning rate and the rule by which SOP's rates start.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ LR = LogUniform(0.05, 0.2)
 
 
 def small_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """A strided CNN of width 16 on images of half the size: it can memorise 800 of them in seconds."""
+    """A strided CNN of width 16 on images of half the size: it can memorise 1 000 of them in seconds."""
     net = nn.Sequential(nn.AvgPool2d(2), StridedCNN(input_shape[0], num_classes, width=16))
     # A tenth faster on a CPU; torch's annotations of `to` leave this argument out.
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -113,10 +115,10 @@ def _mnist() -> Experiment:
     bench = Setting(
         labels={"sym40": "symmetric:0.4", "sym60": "symmetric:0.6", "asym40": "pair:0.4"},
         model="mlp",
-        epochs=28,
-        batch_size=64,
+        epochs=40,
+        batch_size=128,
         test_fraction=0.2,
-        val_fraction=0.3,
+        val_fraction=0.2,
     )
     return Experiment(
         name="mnist",
@@ -156,7 +158,7 @@ def _mnist() -> Experiment:
         settings={
             "smoke": replace(bench, epochs=16, samples=500),
             "bench": bench,
-            "paper": replace(bench, epochs=120, batch_size=128, val_fraction=0.1),
+            "paper": replace(bench, epochs=120, val_fraction=0.1),
         },
         shared=Problem("mnist5k"),
         data=_identity("mnist5k"),
@@ -165,13 +167,13 @@ def _mnist() -> Experiment:
 
 def _digits() -> Experiment:
     bench = Setting(
-        labels={"sym40": "symmetric:0.4"}, model="mlp", epochs=80, batch_size=64, test_fraction=0.2, val_fraction=0.5
+        labels={"sym40": "symmetric:0.4"}, model="mlp", epochs=100, batch_size=64, test_fraction=0.2, val_fraction=0.2
     )
     return Experiment(
         name="digits",
         arms={"ce": _tuned("ce"), "ce-best-epoch": BEST_EPOCH, "elr": _tuned("elr"), "sop": _tuned("sop")},
         cases=("sym40",),
-        premises=(Higher("memorised", "ce", 0.3),),
+        premises=(Higher("memorised", "ce", 0.5),),
         claims=(
             Higher("accuracy", "sop", "ce"),
             Higher("accuracy", "sop", "ce-best-epoch"),
@@ -188,10 +190,10 @@ def _cifar10n() -> Experiment:
     bench = Setting(
         labels={case: f"column:{case}" for case in cases},
         model=small_cnn,
-        epochs=18,
-        batch_size=32,
-        samples=1800,
-        test_fraction=4 / 9,
+        epochs=40,
+        batch_size=128,
+        samples=2050,
+        test_fraction=800 / 2050,
         val_fraction=0.2,
     )
     return Experiment(
@@ -199,7 +201,7 @@ def _cifar10n() -> Experiment:
         arms={"ce": _tuned("ce"), "ce-best-epoch": BEST_EPOCH, "sop": _tuned("sop")},
         cases=cases,
         # Human errors are plausible: a net that has seen none of them makes a third of them by itself.
-        premises=(Higher("memorised", "ce", 0.8, cases=("worse",)),),
+        premises=(Higher("memorised", "ce", 0.5, cases=("worse",)),),
         claims=(
             Higher("accuracy", "sop", "ce", cases=("worse",)),
             Higher("accuracy", "sop", "ce", cases=("random1", "aggre")),
@@ -255,7 +257,7 @@ def _cifar10() -> Experiment:
 STUDY = Study(
     "sop",
     (_mnist(), _digits(), _cifar10n(), _cifar10()),
-    seed=1,
+    seed=2,
     about="Does modelling the noise of each label keep a network from memorising wrong ones, at the cost of cross "
     "entropy?",
 )
