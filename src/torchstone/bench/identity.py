@@ -23,7 +23,7 @@ import numpy as np
 from torchstone.bench.study import SCALES
 from torchstone.errors import StudyError, did_you_mean
 
-__all__ = ["KINDS", "RunSpec", "canonical_json", "digest"]
+__all__ = ["KINDS", "RunSpec", "canonical_json", "digest", "plain"]
 
 KINDS = ("trial", "hpo")
 
@@ -89,7 +89,7 @@ class RunSpec:
     @functools.cached_property
     def run_id(self) -> str:
         """128-bit hash of all fields, in hexadecimal."""
-        return digest({f.name: _plain(getattr(self, f.name), f.name) for f in fields(self)})
+        return digest({f.name: plain(getattr(self, f.name), f.name) for f in fields(self)})
 
     @property
     def cell(self) -> tuple[str, str, int, str, int]:
@@ -116,11 +116,11 @@ def canonical_json(obj: Any) -> str:
         >>> canonical_json({"lr": 1e-5, "betas": (0.9, 0.99), "loss": math.fsum})
         '{"betas":[0.9,0.99],"loss":"math:fsum","lr":1e-05}'
     """
-    return json.dumps(_plain(obj, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _plain(obj: Any, where: str) -> Any:
-    """``obj`` in terms of JSON; ``where`` names it in errors."""
+def plain(obj: Any, where: str = "value") -> Any:
+    """A value in terms of JSON, as :func:`canonical_json` writes it; ``where`` names it in errors."""
     if isinstance(obj, Enum):  # before int and str, which it may also be
         return f"{qualified_name(type(obj))}.{obj.name}"
     if obj is None or isinstance(obj, bool | int):
@@ -132,22 +132,22 @@ def _plain(obj: Any, where: str) -> Any:
             raise StudyError(f"{where} is {obj!r}: an identity is made of finite numbers")
         return float(obj)
     if isinstance(obj, np.generic) and not isinstance(obj.item(), np.generic):
-        return _plain(obj.item(), where)
+        return plain(obj.item(), where)
     if isinstance(obj, Mapping):
         for key in obj:
             if not isinstance(key, str):
                 raise StudyError(f"{where} has the key {key!r}: keys must be strings")
-        return {key: _plain(value, f"{where}[{key!r}]") for key, value in obj.items()}
+        return {key: plain(value, f"{where}[{key!r}]") for key, value in obj.items()}
     if isinstance(obj, tuple | list):
-        return [_plain(value, f"{where}[{i}]") for i, value in enumerate(obj)]
+        return [plain(value, f"{where}[{i}]") for i, value in enumerate(obj)]
     if isinstance(obj, set | frozenset):
-        return sorted((_plain(value, where) for value in obj), key=canonical_json)
+        return sorted((plain(value, where) for value in obj), key=canonical_json)
     if isinstance(obj, functools.partial):
         parts = {"func": obj.func, "args": obj.args, "keywords": obj.keywords}
-        return {"class": "functools:partial", **_plain(parts, where)}
+        return {"class": "functools:partial", **plain(parts, where)}
     if is_dataclass(obj) and not isinstance(obj, type):
-        kept = {f.name: _plain(getattr(obj, f.name), f"{where}.{f.name}") for f in fields(obj) if f.compare}
-        return {"class": _plain(type(obj), where), **kept}  # no field can be called "class"
+        kept = {f.name: plain(getattr(obj, f.name), f"{where}.{f.name}") for f in fields(obj) if f.compare}
+        return {"class": plain(type(obj), where), **kept}  # no field can be called "class"
     if type(obj).__module__ == "torch" and type(obj).__name__ in ("device", "dtype", "layout", "memory_format"):
         return str(obj)
     if _is_named(obj):

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from torchstone.bench.description import describe
 from torchstone.bench.environment import environment
 from torchstone.bench.executors import Executor, Inline, Processes, Recipe
 from torchstone.bench.fingerprint import fingerprint
@@ -26,8 +27,9 @@ from torchstone.bench.store import Store
 from torchstone.bench.study import Experiment, Study
 from torchstone.bench.worker import Event, Worker
 
-__all__ = ["Event", "Options", "run_study"]
+__all__ = ["UNFINISHED", "Event", "Options", "RunStudy", "run_study"]
 
+UNFINISHED = "unfinished"  # how the reason begins if a study that was read back has not come to its end
 TUNING_SHARE = 0.4  # of a time budget that tuning may use, so that replicates are left to decide anything
 
 
@@ -87,35 +89,75 @@ def run_study(study: Study, store: Store, options: Options | None = None) -> Res
     options = options or Options()
     for name in options.only:
         study.experiment(name)
-    return _Run(study, store, options).all()
+    plan = _plan(study, options)
+    study_id = store.add_study(study.name, {**describe(study), "plan": plan})
+    result = RunStudy(study, store, options, _executor(study, study_id, store, options), plan, study_id).all()
+    store.log_verdicts(study_id, result.verdict_records())
+    options.listen(Event("done", {"seconds": result.seconds}))
+    return result
 
 
-class _Run:
-    """One call of :func:`run_study`: the study, the store, the clock."""
+def _plan(study: Study, options: Options) -> dict[str, Any]:
+    """What of a study is run, and the identity of its code; stored with it, so that its runs are found again."""
+    return {
+        "scale": options.scale,
+        "e_threshold": options.e_threshold,
+        "replicates": options.replicates,
+        "not_run": {experiment.name: _obstacle(experiment, options) for experiment in study.experiments},
+        "fingerprints": {
+            experiment.name: {name: fingerprint(arm.run) for name, arm in experiment.arms.items()}
+            for experiment in study.experiments
+        },
+    }
 
-    def __init__(self, study: Study, store: Store, options: Options) -> None:
-        self.study, self.store, self.options = study, store, options
+
+def _obstacle(experiment: Experiment, options: Options) -> str:
+    """Why an experiment is not run, or the empty string."""
+    if options.only and experiment.name not in options.only:
+        return "not asked for"
+    if experiment.settings and options.scale not in experiment.settings:
+        return f"it has no {options.scale} scale"
+    return next(filter(None, map(options.available, experiment.needs)), "")
+
+
+def _executor(study: Study, study_id: str, store: Store, options: Options) -> Executor:
+    if options.jobs == 1 or store.url == ":memory:":
+        worker = Worker(
+            study, study_id, store, device=options.device, fail_fast=options.fail_fast, listen=options.listen
+        )
+        return Inline(worker)
+    recipe = Recipe(study, study_id, store.where, device=options.device, fail_fast=options.fail_fast)
+    return Processes(recipe, options.jobs, listen=options.listen)
+
+
+class RunStudy:
+    """One pass over a study: tune, add replicates until settled, judge. What a cell costs is the executor's affair.
+
+    Args:
+        study: the study.
+        store: where outcomes are.
+        options: see :class:`Options`.
+        executor: computes cells, or reads them.
+        plan: what of the study is run, with the fingerprints of its code.
+        study_id: id of study and plan in the store.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        options: Options,
+        executor: Executor,
+        plan: Mapping[str, Any],
+        study_id: str,
+    ) -> None:
+        self.study, self.store, self.options, self.executor = study, store, options, executor
+        self.plan, self.study_id = plan, study_id
         self.started = time.monotonic()
         self.failures: list[str] = []
-        self.study_id = store.add_study(study.name, describe(study))
-        self.executor = self._executor()
-
-    def _executor(self) -> Executor:
-        options, store = self.options, self.store
-        if options.jobs == 1 or store.url == ":memory:":
-            worker = Worker(
-                self.study,
-                self.study_id,
-                store,
-                device=options.device,
-                fail_fast=options.fail_fast,
-                listen=options.listen,
-            )
-            return Inline(worker)
-        recipe = Recipe(self.study, self.study_id, store.where, device=options.device, fail_fast=options.fail_fast)
-        return Processes(recipe, options.jobs, listen=options.listen)
 
     def all(self) -> Result:
+        """Run (or read) every experiment and judge."""
         rows: dict[str, list[Row]] = {}
         tunings: dict[str, Mapping[str, Tuning]] = {}
         not_run: dict[str, str] = {}
@@ -123,7 +165,7 @@ class _Run:
         run_ids: list[str] = []
         for experiment in self.study.experiments:
             name = experiment.name
-            not_run[name] = self._obstacle(experiment)
+            not_run[name] = self.plan["not_run"][name]
             if not_run[name]:
                 continue
             work = _Work(self, experiment)
@@ -137,7 +179,7 @@ class _Run:
             run_ids += work.run_ids
             self.emit("stopped", experiment=name, reason=stopped[name], replicates=len(work.rows))
         judgements = judge(self.study, rows, e_threshold=self.options.e_threshold, not_run=not_run)
-        result = Result(
+        return Result(
             study=self.study,
             scale=self.options.scale,
             judgements=judgements,
@@ -152,34 +194,30 @@ class _Run:
             seconds=time.monotonic() - self.started,
             e_threshold=self.options.e_threshold,
         )
-        self.store.log_verdicts(self.study_id, result.verdict_records())
-        self.emit("done", seconds=result.seconds)
-        return result
 
-    def _obstacle(self, experiment: Experiment) -> str:
-        """Why an experiment is not run, or the empty string."""
-        if self.options.only and experiment.name not in self.options.only:
-            return "not asked for"
-        if experiment.settings and self.options.scale not in experiment.settings:
-            return f"it has no {self.options.scale} scale"
-        return next(filter(None, map(self.options.available, experiment.needs)), "")
+    def keep_derived(self, experiment: Experiment, row: Row) -> None:
+        """Store what was derived from a row, for those who read it back without the study's code."""
+        if experiment.derive is not None:
+            self.store.keep_derived(self.study_id, experiment.name, row.replicate, row.derived)
 
     def emit(self, kind: str, **fields: Any) -> None:
+        """Tell whoever listens."""
         self.options.listen(Event(kind, fields))
 
     def elapsed(self) -> float:
+        """Seconds since the pass began."""
         return time.monotonic() - self.started
 
 
 class _Work:
     """One experiment of one call."""
 
-    def __init__(self, run: _Run, experiment: Experiment) -> None:
+    def __init__(self, run: RunStudy, experiment: Experiment) -> None:
         self.run, self.experiment = run, experiment
         self.rows: list[Row] = []
         self.run_ids: list[str] = []
         self.setting = experiment.settings.get(run.options.scale)
-        self.prints = {name: fingerprint(arm.run) for name, arm in experiment.arms.items()}
+        self.prints = run.plan["fingerprints"][experiment.name]
         self.tunable = [name for name, arm in experiment.arms.items() if arm.space]
         high, tries = experiment.replicates[1], experiment.tries
         if run.options.scale == "smoke":
@@ -219,11 +257,15 @@ class _Work:
         with closing(self.run.executor.run(self._tuning_cells())) as cells:
             for done in cells:
                 self.run.failures += done.failures
-                if not done.complete:
+                if done.failures:
                     raise _Stopped("tuning failed")
+                if not done.complete:  # read back from a store: what is there decides, as under a time budget
+                    break
                 for spec in done.specs:
                     objective = done.outcomes[spec.run_id].objective
                     draws[spec.arm].append((-math.inf if objective is None else objective, dict(spec.hyper)))
+        if not all(draws.values()):
+            raise _Stopped(f"{UNFINISHED}: not tuned yet")
         tunings = {name: self._tuning(name, draws) for name in self.experiment.arms}
         self.run.emit("tuned", experiment=self.experiment.name, tunings=tunings)
         return tunings
@@ -260,11 +302,16 @@ class _Work:
                 self.run.failures += done.failures
                 number, case = done.specs[0].replicate, done.specs[0].case
                 if not done.complete:
-                    return f"replicate {number} failed"
+                    return (
+                        f"replicate {number} failed"
+                        if done.failures
+                        else f"{UNFINISHED}: replicate {number} is missing"
+                    )
                 outcomes |= {(spec.arm, case): done.outcomes[spec.run_id] for spec in done.specs}
                 if len(outcomes) < len(self.experiment.slots):
                     continue
                 self.rows.append(self.experiment.row(number, outcomes))
+                self.run.keep_derived(self.experiment, self.rows[-1])
                 outcomes = {}
                 judgements = judge_experiment(
                     self.run.study.name, self.experiment, self.rows, self.run.options.e_threshold, describe=False
@@ -290,36 +337,3 @@ class _Work:
                     for arm in self.experiment.arms
                     if case in self.experiment.cases_of(arm)
                 ]
-
-
-def describe(study: Study) -> dict[str, Any]:
-    """What a study states, in plain data: arms, cases, claims, replicates."""
-
-    def claims(experiment: Experiment) -> Iterator[dict[str, Any]]:
-        for premise, group in ((True, experiment.premises), (False, experiment.claims)):
-            for claim in group:
-                yield {
-                    "text": claim.sentence(),
-                    "kind": type(claim).__name__,
-                    "premise": premise,
-                    "primary": claim.primary,
-                }
-
-    return {
-        "name": study.name,
-        "seed": study.seed,
-        "experiments": [
-            {
-                "name": e.name,
-                "arms": {name: arm.role for name, arm in e.arms.items()},
-                "cases": list(e.cases),
-                "claims": list(claims(e)),
-                "replicates": list(e.replicates),
-                "tries": e.tries,
-                "tune_on": e.tuning_case,
-                "needs": list(e.needs),
-                "data": e.data,
-            }
-            for e in study.experiments
-        ],
-    }

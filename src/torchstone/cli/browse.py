@@ -78,7 +78,7 @@ def _study(slug: str) -> tuple[dict[str, Any] | None, str]:
 
     if slug not in api.study_names():
         return None, "there is no study of it yet"
-    from torchstone.bench.runner import describe
+    from torchstone.bench.description import describe
     from torchstone.bench.study import SCALES
 
     try:

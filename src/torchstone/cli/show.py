@@ -186,7 +186,7 @@ def _experiment(stated: Mapping[str, Any]) -> list[RenderableType]:
         (f"experiment {stated['name']}", "bold"), f": {count} replicates, {', '.join(stated['scales'])} scale"
     )
     lines = [
-        "arms    " + ", ".join(f"{arm} ({role})" for arm, role in stated["arms"].items()),
+        "arms    " + ", ".join(f"{arm['name']} ({arm['role']})" for arm in stated["arms"]),
         "cases   " + ", ".join(stated["cases"]),
         *(["needs   " + ", ".join(stated["needs"])] if stated["needs"] else []),
     ]

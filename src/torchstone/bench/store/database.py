@@ -89,6 +89,8 @@ class Database:
             tables = set(sa.inspect(connection).get_table_names())
             if schema.meta.name in tables:
                 self._check_version(connection)
+                if not self.read_only:
+                    schema.metadata.create_all(connection, tables=self._younger(tables), checkfirst=False)
             elif tables & set(schema.metadata.tables) or (tables and self.path):
                 raise StoreError(f"{self.url} is a database of something else: name another one for the store")
             elif self.read_only:
@@ -97,6 +99,13 @@ class Database:
                 schema.metadata.create_all(connection, checkfirst=False)
                 version = {"key": "schema_version", "value": str(schema.SCHEMA_VERSION)}
                 connection.execute(schema.meta.insert(), version)
+
+            self.absent = frozenset(table.name for table in self._younger(tables)) if self.read_only else frozenset()
+
+    @staticmethod
+    def _younger(tables: set[str]) -> list[sa.Table]:
+        """Tables that the store lacks because it was made before there were any such."""
+        return [table for name, table in schema.metadata.tables.items() if name not in tables]
 
     def _check_version(self, connection: sa.Connection) -> None:
         query = sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema_version")

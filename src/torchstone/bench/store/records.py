@@ -12,7 +12,7 @@ import numpy as np
 
 from torchstone.bench.outcome import Outcome
 
-__all__ = ["Curve", "RunRecord", "StudySummary"]
+__all__ = ["Curve", "RunRecord", "StudyRecord", "StudySummary"]
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps (int64), values (float64)
 
@@ -66,6 +66,16 @@ class RunRecord:
     def cell(self) -> tuple[str, str, int, str, int]:
         """``(experiment, case, replicate, kind, attempt)``, as of :class:`~torchstone.bench.identity.RunSpec`."""
         return (self.experiment, self.case, self.replicate, self.kind, self.attempt)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """One statement of a study, as plain data, and when it was last judged (or, if never, first asked for)."""
+
+    study_id: str
+    name: str
+    stated: Mapping[str, Any]
+    at: float
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ try:
 except ImportError:
     raise require("sqlalchemy", "bench") from None
 
-__all__ = ["SCHEMA_VERSION", "comparison", "curve", "env", "meta", "metadata", "metric", "run", "study"]
+__all__ = ["SCHEMA_VERSION", "comparison", "curve", "derived", "env", "meta", "metadata", "metric", "run", "study"]
 
 SCHEMA_VERSION = 1
 
@@ -107,6 +107,16 @@ curve = sa.Table(
     sa.Column("dtype", sa.String(4), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+# Values derived from all runs of a replicate. A table younger than the schema: older stores get it when written to.
+derived = sa.Table(
+    "derived",
+    metadata,
+    sa.Column("study_id", Id, sa.ForeignKey("study.id"), primary_key=True),
+    sa.Column("experiment", sa.Text, primary_key=True),
+    sa.Column("replicate", sa.BigInteger, primary_key=True),
+    sa.Column("values", sa.Text, nullable=False),
 )
 
 comparison = sa.Table(

@@ -8,6 +8,7 @@ written twice: a process that has lost its lease writes nothing. Several process
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import traceback as tracebacks
@@ -23,11 +24,20 @@ from torchstone.bench.store.database import Database, sa
 from torchstone.bench.store.export import write_table
 from torchstone.bench.store.owner import is_gone, owner_id
 from torchstone.bench.store.queries import Numbers, chunks, in_chunks, planned_row, read_records, read_summary
-from torchstone.bench.store.records import Curve, RunRecord, StudySummary, curve_rows, metric_rows, restored, unpacked
-from torchstone.bench.store.schema import comparison, curve, env, metric, run, study
+from torchstone.bench.store.records import (
+    Curve,
+    RunRecord,
+    StudyRecord,
+    StudySummary,
+    curve_rows,
+    metric_rows,
+    restored,
+    unpacked,
+)
+from torchstone.bench.store.schema import comparison, curve, derived, env, metric, run, study
 from torchstone.errors import StoreError
 
-__all__ = ["RunRecord", "Store", "StudySummary", "owner_id"]
+__all__ = ["RunRecord", "Store", "StudyRecord", "StudySummary", "owner_id"]
 
 ERROR_LENGTH, TRACEBACK_LENGTH = 2_000, 20_000
 NAMES = ("study", "experiment", "arm", "case", "replicate", "scale", "kind", "attempt")
@@ -310,6 +320,40 @@ class Store:
         """The environments in which runs were finished: id -> environment."""
         with self._database.begin() as connection:
             return {row.id: json.loads(row.spec) for row in connection.execute(sa.select(env))}
+
+    def studies(self) -> list[StudyRecord]:
+        """What was asked of this store: one record for each statement of a study, the last asked last."""
+        logged = sa.select(comparison.c.study_id, sa.func.max(comparison.c.at).label("at")).group_by("study_id")
+        last = logged.subquery()
+        at = sa.func.coalesce(last.c.at, study.c.created)
+        query = sa.select(study.c.id, study.c.name, study.c.spec, at.label("at"))
+        query = query.select_from(study.outerjoin(last, last.c.study_id == study.c.id)).order_by("at", study.c.created)
+        with self._database.begin() as connection:
+            return [
+                StudyRecord(row.id, row.name, json.loads(row.spec)["spec"], row.at) for row in connection.execute(query)
+            ]
+
+    def keep_derived(self, study_id: str, experiment: str, replicate: int, values: Mapping[str, float]) -> None:
+        """Keep the values that were derived from all runs of a replicate, in place of older ones."""
+        place = {"study_id": study_id, "experiment": experiment, "replicate": replicate}
+        text = json.dumps({name: None if math.isnan(value) else float(value) for name, value in values.items()})
+        with self._database.begin(write=True) as connection:
+            connection.execute(derived.delete().where(*(derived.c[name] == value for name, value in place.items())))
+            connection.execute(derived.insert(), {**place, "values": text})
+
+    def derived(self, study_id: str) -> dict[tuple[str, int], dict[str, float]]:
+        """The derived values of a study: (experiment, replicate) -> name -> value."""
+        if derived.name in self._database.absent:
+            return {}
+        query = sa.select(derived.c.experiment, derived.c.replicate, derived.c["values"])
+        with self._database.begin() as connection:
+            rows = list(connection.execute(query.where(derived.c.study_id == study_id)))
+        return {
+            (experiment, number): {
+                name: math.nan if value is None else value for name, value in json.loads(values).items()
+            }
+            for experiment, number, values in rows
+        }
 
     # ---------------------------------------------------------------- verdicts and tables
 
