@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -118,14 +119,24 @@ def _in_batches(
     check_int("batch_size", batch_size, 1)
     if not len(x):
         raise ValueError("x must have at least 1 row, but has 0")
-    if device is None:
-        device = next((parameter.device for parameter in model.parameters()), x.device)
+    device = device or first_device(model) or x.device
+    with evaluating(model), torch.inference_mode():
+        outputs = [function(batch.to(device)).to(x.device) for batch in x.split(batch_size)]
+    return torch.cat(outputs)  # outside of inference mode, so that the result may be trained on
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside this block the model is in evaluation mode; afterwards each of its modules has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
-            outputs = [function(batch.to(device)).to(x.device) for batch in x.split(batch_size)]
+        yield
     finally:
         for module, training in modes:
             module.training = training
-    return torch.cat(outputs)  # outside of inference mode, so that the result may be trained on
+
+
+def first_device(model: nn.Module) -> torch.device | None:
+    """Where the model's first parameter is; ``None`` if it has none."""
+    return next((parameter.device for parameter in model.parameters()), None)
