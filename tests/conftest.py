@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,13 @@ def _absent(marker: str) -> str:
         return "TORCHSTONE_DATA names no folder"
     if marker == "compiler" and shutil.which("cc") is None:
         return "no C compiler"
+    if marker == "browser" and (shutil.which("chromium") is None or find_spec("playwright") is None):
+        return "no Chromium, or no playwright to drive it"
     return ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for marker, name in (("real_data", "data"), ("compiler", "compiler")):
+    for marker, name in (("real_data", "data"), ("compiler", "compiler"), ("browser", "browser")):
         reason = _absent(marker)
         if reason and name not in REQUIRED:
             for item in items:

@@ -1,194 +1,122 @@
-"""The report of a result: one plain HTML page that needs no network and no script, or Markdown.
-
-Everything shown comes from the result, and every text is escaped.
-"""
+"""Results as files: the formats there are, and how one is written."""
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from torchstone.bench.report.stripplot import strip_plot
-from torchstone.bench.report.summary import arm_lines, claim_lines, notes, state, tuning_lines
-from torchstone.bench.report.wording import SCOPE, SIGNS, SMOKE, duration
+from torchstone._checks import check_one_of
+from torchstone.bench.report.data import means_csv, to_csv, to_json
+from torchstone.bench.report.latex import latex
+from torchstone.bench.report.markdown import markdown
+from torchstone.bench.report.page import html
 from torchstone.bench.result import Result
-from torchstone.catalogue import papers
-from torchstone.errors import require
 
-__all__ = ["markdown", "report_path", "write_report"]
+if TYPE_CHECKING:
+    from torchstone.bench.store import Store
+
+__all__ = ["FORMATS", "file_name", "format_of", "report_path", "write", "write_report"]
+
+FORMATS: Mapping[str, Callable[..., str]] = MappingProxyType(
+    {"html": html, "md": markdown, "json": to_json, "csv": to_csv, "means.csv": means_csv, "tex": latex}
+)
+"""What the name of a file ends in -> the function that turns a sequence of results into its text."""
 
 
-def report_path(result: Result) -> Path | None:
+def format_of(path: str | Path) -> str:
+    """The format that the name of a file asks for.
+
+    Raises:
+        ValueError: if it ends in none of :data:`FORMATS`.
+
+    Example:
+        >>> format_of("table.means.csv"), format_of("report.HTML")
+        ('means.csv', 'html')
+    """
+    name = Path(path).name.lower()
+    found = max((format for format in FORMATS if name.endswith(f".{format}")), key=len, default="")
+    if not found:
+        endings = ", ".join(f".{format}" for format in FORMATS)
+        raise ValueError(f"the name of a report must end in one of {endings}, but is {Path(path).name!r}")
+    return found
+
+
+def report_path(result: Result, format: str = "html") -> Path | None:
     """Where the report lies by default: ``reports/`` beside the store, or ``None`` if the store is no file."""
     path = result.store.removeprefix("sqlite:///")
     if path == result.store or path in ("", ":memory:"):
         return None
-    return Path(path).parent / "reports" / f"{_file_name(result.study.name)}-{result.scale}.html"
+    return Path(path).parent / "reports" / f"{file_name(result.study.name)}-{result.scale}.{format}"
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """A name of letters and digits that every file system takes."""
     kept = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
-    return kept.strip(".-") or "study"
+    return kept.strip(".-")[:80] or "study"
 
 
-def write_report(result: Result, path: str | Path, *, command: str = "") -> Path:
-    """Write the report as one HTML file, atomically.
+def write_report(
+    results: Result | Iterable[Result], path: str | Path, *, store: Store | None = None, command: str = ""
+) -> Path:
+    """Write one self-contained HTML page about one or several results, atomically.
 
     Args:
-        result: what to report.
+        results: what to report.
         path: the file; its folder is made if need be.
-        command: the command that runs the study again; by default put together from the result.
+        store: the open store of the results; it holds the learning curves.
+        command: the command that runs a single study again; by default put together from the result.
 
     Returns:
         The absolute path of the file.
 
     Raises:
-        MissingDependencyError: without jinja2 or matplotlib.
+        MissingDependencyError: without jinja2.
         OSError: if the file cannot be written.
     """
-    page = _html(result, command or _again(result))
+    return write(results, path, "html", store=store, command=command)
+
+
+def write(
+    results: Result | Iterable[Result],
+    path: str | Path,
+    format: str | None = None,
+    *,
+    store: Store | None = None,
+    command: str = "",
+) -> Path:
+    """Write results in one of :data:`FORMATS`, atomically; see :func:`write_report`.
+
+    Args:
+        results: what to report.
+        path: the file; its folder is made if need be.
+        format: by default what the name of the file ends in.
+        store: the open store of the results, for the learning curves of a page.
+        command: the command that runs a single study again, for a page.
+
+    Returns:
+        The absolute path of the file.
+
+    Raises:
+        ValueError: for an unknown format.
+        MissingDependencyError: for a page without jinja2.
+        OSError: if the file cannot be written.
+    """
+    chosen = check_one_of("format", format, tuple(FORMATS)) if format else format_of(path)
+    found = [results] if isinstance(results, Result) else list(results)
+    text = html(found, store=store, command=command) if chosen == "html" else FORMATS[chosen](found)
     path = Path(path).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".tmp")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(page)
+        with open(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
-
-
-def _html(result: Result, command: str) -> str:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ModuleNotFoundError:
-        raise require("jinja2", "bench") from None
-    loader = PackageLoader("torchstone.bench.report")
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    claims = claim_lines(result)
-    experiments = list(_experiments(result))
-    for part in experiments:
-        for case in part["cases"]:
-            case["plot"] = Markup(case["plot"])  # drawn here, with its texts escaped
-    return pages.get_template("report.html").render(
-        name=result.study.name,
-        about=result.study.about,
-        scale=result.scale,
-        seconds=duration(result.seconds),
-        warning=SMOKE if result.scale == "smoke" else "",
-        headline=claims[0],
-        claims=claims,
-        signs=SIGNS,
-        threshold=f"{result.e_threshold:g}",
-        experiments=experiments,
-        scope=SCOPE,
-        notes=notes(result),
-        command=command,
-        seed=result.study.seed,
-        store=result.store,
-        environment=list(_flat(result.environment)),
-    )
-
-
-def _experiments(result: Result) -> Iterator[dict[str, Any]]:
-    for number, experiment in enumerate(result.study.experiments):
-        name = experiment.name
-        lines = arm_lines(result, name)
-        metric = _plotted(result, name)
-        cases = []
-        for index, case in enumerate(dict.fromkeys(line.case for line in lines)):
-            arms = [line for line in lines if line.case == case]
-            prefix = f"plot{number}-{index}"
-            plot = _plot(result, name, case, metric, [line.arm for line in arms], prefix) if metric else ""
-            cases.append({"name": case, "arms": arms, "metric": metric, "plot": plot})
-        yield {
-            "name": name,
-            "metrics": result.metrics(name),
-            "cases": cases,
-            "tuning": tuning_lines(result, name),
-            "state": state(result, name),
-        }
-
-
-def _plotted(result: Result, experiment: str) -> str:
-    """The metric worth a picture: that of the primary claim, else of the first claim, else the first there is."""
-    claims = sorted(result.study.experiment(experiment).claims, key=lambda claim: not claim.primary)
-    metrics = result.metrics(experiment)
-    return next((claim.metric for claim in claims if claim.metric in metrics), metrics[0] if metrics else "")
-
-
-def _plot(result: Result, experiment: str, case: str, metric: str, arms: list[str], prefix: str) -> str:
-    rows = result.rows[experiment]
-    scores = {arm: [float(np.mean(row.outcomes[arm, case].values.get(metric, np.nan))) for row in rows] for arm in arms}
-    known = result.study.experiment(experiment).arms
-    title = f"{metric} of every arm in {len(rows)} paired replicates, {experiment}, {case}"
-    return strip_plot(scores, metric=metric, title=title, roles={arm: known[arm].role for arm in arms}, prefix=prefix)
-
-
-def _again(result: Result) -> str:
-    """How to run the study again, where nobody says which command it was."""
-    place = result.store.removeprefix("sqlite:///")
-    if result.study.name in {row.slug for row in papers()}:
-        return shlex.join(["torchstone", "run", result.study.name, "--scale", result.scale, "--store", place])
-    return f"torchstone.run(study, scale={result.scale!r}, store={place!r})  # or the same call of torchstone.compare"
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as (dotted name, text)."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        elif value not in (None, "", [], ()):
-            yield f"{above}{name}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def markdown(result: Result) -> str:
-    """The verdicts, means and notes as Markdown, ending in a newline."""
-    claims = claim_lines(result)
-    lines = [f"# {_escaped(result.study.name)}: {claims[0].verdict}", "", f"*{_escaped(claims[0].claim)}*", ""]
-    if result.scale == "smoke":
-        lines += [f"**{SMOKE}**", ""]
-    header = ("claim", "", "verdict", "replicates", "P", "95 % interval", "e-value", "effect", "95 % interval")
-    lines += _table(
-        header,
-        [
-            (c.claim, c.mark, c.verdict, c.replicates, c.estimate, c.interval, c.e_value, c.effect, c.effect_interval)
-            for c in claims
-        ],
-    )
-    for experiment in result.study.experiments:
-        lines += ["", f"## {_escaped(experiment.name)}", "", _escaped(f"{state(result, experiment.name)}.")]
-        arms = arm_lines(result, experiment.name)
-        if not arms:
-            continue
-        chosen = {arm: values for arm, values, _ in tuning_lines(result, experiment.name)}
-        lines += [
-            "",
-            *_table(
-                ("case", "arm", *result.metrics(experiment.name), "hyper-parameters"),
-                [(line.case, line.arm, *line.cells, chosen.get(line.arm, "")) for line in arms],
-            ),
-        ]
-    lines += ["", *(f"- {_escaped(note)}" for note in (SCOPE, *notes(result)))]
-    return "\n".join(lines) + "\n"
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [header, ("---",) * len(header), *rows]
-    return [f"| {' | '.join(map(_escaped, cells))} |" for cells in lines]
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
-    return re.sub(r"[\\`*_<>|#&]|\](?=\()", r"\\\g<0>", " ".join(text.split()))

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 
 from torchstone.bench.judge import Judgement
 from torchstone.bench.report.wording import DASH, TONES, change, evidence, hyper, interval, number, signed, spread
 from torchstone.bench.result import Result
+from torchstone.bench.statistics.verdict import Verdict
+from torchstone.catalogue import papers
 
-__all__ = ["ArmLine", "ClaimLine", "arm_lines", "claim_lines", "notes", "state", "tuning_lines"]
+__all__ = [
+    "ArmLine",
+    "ClaimLine",
+    "arm_lines",
+    "claim_lines",
+    "command_of",
+    "in_plain_words",
+    "notes",
+    "state",
+    "tuning_lines",
+    "unfinished",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class ClaimLine:
     e_value: str
     effect: str
     effect_interval: str
+    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,49 @@ def _claim_line(j: Judgement) -> ClaimLine:
         e_value=evidence(j.e_value) if statistical else DASH,
         effect=signed(j.effect),
         effect_interval=change(j.effect_interval),
+        judgement=j,
     )
+
+
+def in_plain_words(j: Judgement) -> str:
+    """What a verdict means, in one sentence for a reader who knows no statistics."""
+    held, times = f"{sum(j.scores):.4g} of {j.n}", f"{j.n} time{'s' * (j.n != 1)}"
+    often = f"The claim held in {held} repetitions, each with fresh random choices"
+    match j.verdict:
+        case Verdict.REPRODUCED:
+            return f"{often}: too often to be luck and, as far as these runs can tell, often enough to matter."
+        case Verdict.NOT_MEANINGFUL:
+            return f"{often}: too often to be luck, but too rarely to matter in a single run."
+        case Verdict.NOT_SIGNIFICANT:
+            return f"{often}: {'luck' if j.decided else 'so far luck'} alone can do that, in either direction."
+        case Verdict.REFUTED if j.claim.always:
+            return f"The claim says what must always be so, and it was put to the test {times}: once was not so."
+        case Verdict.REFUTED:
+            return f"{often}: mostly it is the other way round."
+        case Verdict.HOLDS:
+            return f"The claim says what must always be so, was put to the test {times}, and never failed."
+        case Verdict.PREMISE_NOT_MET:
+            return "What the claim takes for granted did not happen here, so the claim itself was not put to the test."
+        case Verdict.DEGENERATE:
+            return "Both sides came out the same every time, so this test cannot tell them apart."
+        case Verdict.TOO_FEW:
+            return f"The claim was put to the test {times}: too few to say anything."
+        case Verdict.NOT_RUN:
+            return "Nothing was run, so nothing is known."
+
+
+def unfinished(result: Result) -> list[str]:
+    """How far those experiments are in which more replicates could change a verdict; empty if all are settled."""
+    if result.scale == "smoke":  # runs a single replicate and never gives a verdict
+        return []
+    found = []
+    for experiment in result.study.experiments:
+        name, most = experiment.name, experiment.replicates[1]
+        count = len(result.rows.get(name, ()))
+        open_claims = [j for j in result.judgements if j.experiment == name and not j.decided]
+        if open_claims and name not in result.not_run and count < most:
+            found.append(f"{name}: {count} of {'at most ' * (not experiment.fixed)}{most} replicates")
+    return found
 
 
 def state(result: Result, experiment: str) -> str:
@@ -122,3 +179,11 @@ def notes(result: Result) -> list[str]:
             lines.append(f"{j.claim.sentence()}: of the replicates, {' and '.join(counts)}")
     lines += [f"failed: {' '.join(failure.split())}" for failure in result.failures]
     return lines
+
+
+def command_of(result: Result) -> str:
+    """How to run the study again, where nobody says which command it was."""
+    place = result.store.removeprefix("sqlite:///")
+    if result.study.name in {row.slug for row in papers()}:
+        return shlex.join(["torchstone", "run", result.study.name, "--scale", result.scale, "--store", place])
+    return f"torchstone.run(study, scale={result.scale!r}, store={place!r})  # or the same call of torchstone.compare"

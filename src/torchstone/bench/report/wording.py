@@ -10,6 +10,7 @@ from torchstone.bench.statistics.verdict import Verdict
 
 __all__ = [
     "DASH",
+    "LIMITS",
     "SCOPE",
     "SIGNS",
     "SMOKE",
@@ -20,8 +21,10 @@ __all__ = [
     "hyper",
     "interval",
     "number",
+    "shortened",
     "signed",
     "spread",
+    "visible",
 ]
 
 DASH = "\N{EN DASH}"  # where there is no number
@@ -31,6 +34,12 @@ SCOPE = (
     "They say nothing about other data sets or other tuning budgets."
 )
 SMOKE = "Smoke scale only checks that everything runs: its verdicts are not to be quoted."
+LIMITS = {
+    "smoke": SMOKE,
+    "bench": "Bench scale is small data and short training, so that anybody can run it: it does not speak about the "
+    "sizes at which a paper was written.",
+    "paper": "Paper scale follows the protocol of the paper.",
+}
 
 TONES = {
     Verdict.REPRODUCED: "good",
@@ -44,6 +53,30 @@ TONES = {
     Verdict.NOT_RUN: "open",
 }
 SIGNS = {"good": "✓", "bad": "✗", "doubt": "~", "open": "·"}  # for those who see no colours
+
+
+_CONTROLS = {code: 0x2400 + code for code in range(0x20) if code not in (9, 10)} | {0x7F: 0x2421}
+_CONTROLS |= dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    r"""Text without what a page, a table or a terminal cannot hold: each control character becomes its picture.
+
+    Example:
+        >>> visible("a\0b")
+        'a␀b'
+    """
+    return text.translate(_CONTROLS)
+
+
+def shortened(text: str, length: int) -> str:
+    """Text of at most so many characters, its end left out if need be.
+
+    Example:
+        >>> shortened("sop-published", 8), shortened("sop", 8)
+        ('sop-pub…', 'sop')
+    """
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def number(value: float, digits: int = 3) -> str:
