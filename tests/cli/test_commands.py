@@ -91,7 +91,11 @@ def test_status_shows_failed_runs():
         store.plan([spec], study_id=store.add_study("fake", {}))
         store.claim([spec.run_id], "me")
         store.fail(spec.run_id, "me", RuntimeError("out of memory"))
-    assert "failed: fake/main/method/default/3: RuntimeError: out of memory" in invoke("status")
+    text = invoke("status")
+    assert f"failed {spec.run_id[:10]} fake/main/method/default/3: RuntimeError: out of memory\n" in text
+    assert f"torchstone logs {spec.run_id[:10]} shows" in text
+    (failure,) = json.loads(invoke("status", "--json"))["failures"]
+    assert failure["id"] == spec.run_id
 
 
 def test_show_a_paper_with_study_and_evidence(monkeypatch: pytest.MonkeyPatch):

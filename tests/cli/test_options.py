@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import typer
 
+from torchstone.bench.options import EXECUTORS
 from torchstone.bench.study import SCALES
 from torchstone.cli import work
-from torchstone.cli.options import parse_duration, parse_settings, print_json, split_names
+from torchstone.cli.options import parse_duration, parse_settings, parse_size, print_json, split_names
 from torchstone.errors import UnknownNameError
 
 
@@ -33,6 +34,19 @@ def test_durations(text: str, seconds: float):
 def test_no_duration(text: str):
     with pytest.raises(typer.BadParameter, match="90s, 5m or 1h30m"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MB", 512e6), ("2gb", 2e9), ("1.5GiB", 1.5 * 2**30), ("64 KiB", 2**16), ("1TB", 1e12)]
+)
+def test_sizes(text: str, size: float):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["2", "", "GB", "0GB", "-1GB", "2GG", "2 G B", "nanGB", "1e3MB"])
+def test_no_size(text: str):
+    with pytest.raises(typer.BadParameter, match="write 512MB"):
+        parse_size(text)
 
 
 def test_settings_are_typed():
@@ -76,3 +90,9 @@ def test_json_has_no_nan_and_no_numpy(capsys: pytest.CaptureFixture[str]):
 def test_the_scales_on_offer_are_those_of_the_bench():
     hint = typing.get_type_hints(work.run)["scale"]
     assert typing.get_args(hint) == SCALES
+
+
+@pytest.mark.parametrize("command", [work.run, work.compare])
+def test_the_executors_on_offer_are_those_of_the_bench(command: Any):
+    hint = typing.get_type_hints(command)["executor"]
+    assert set(typing.get_args(hint)) == set(EXECUTORS)

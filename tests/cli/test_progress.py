@@ -32,16 +32,17 @@ def events(tally: Tally, *kinds: tuple[str, dict[str, Any]]) -> None:
 
 
 def done(arm: str, kind: str = "trial", replicate: int = 0) -> tuple[str, dict[str, Any]]:
-    return "run", {"spec": SimpleNamespace(arm=arm, kind=kind, replicate=replicate)}
+    return "run", {"spec": SimpleNamespace(experiment="main", arm=arm, kind=kind, replicate=replicate)}
 
 
-PLAN = ("plan", {"experiment": "main", "arms": 2, "cases": 1, "draws": 4, "runs": 12, "replicates": 6})
+SIZES = {"experiment": "main", "arms": 2, "cases": 1, "draws": 4, "runs": 12, "replicates": 6}
+PLAN = ("plan", {**SIZES, "done": 0, "estimate": None})
 
 
 def test_time_to_go_comes_from_the_runs_so_far():
     now = [0.0]
     tally = Tally(clock=lambda: now[0])
-    events(tally, PLAN)
+    events(tally, PLAN, ("planned", {}))
     assert tally.remaining is None
     now[0] = 6.0
     events(tally, done("a", "hpo"), done("b", "hpo"))  # 3 s each; 2 draws and 12 runs are left
@@ -56,7 +57,7 @@ def test_time_to_go_comes_from_the_runs_so_far():
 def test_replicates_found_in_the_store_take_no_time():
     now = [0.0]
     tally = Tally(clock=lambda: now[0])
-    events(tally, PLAN, *(("replicate", {"number": i, "judgements": []}) for i in range(4)))
+    events(tally, PLAN, ("planned", {}), *(("replicate", {"number": i, "judgements": []}) for i in range(4)))
     assert tally.remaining is None
     now[0] = 2.0
     events(tally, done("a", replicate=4))
@@ -72,8 +73,54 @@ def test_processes_that_run_ahead_are_counted():
 
 def test_a_second_experiment_starts_afresh():
     tally = Tally()
-    events(tally, PLAN, done("a"), ("plan", {**PLAN[1], "experiment": "other"}))
-    assert (tally.experiment, tally.computed, dict(tally.trials)) == ("other", 0, {})
+    events(tally, PLAN, ("plan", {**PLAN[1], "experiment": "other", "runs": 8}), ("planned", {}), done("a"))
+    assert (tally.experiment, tally.computed, tally.planned["runs"]) == ("main", 1, 12)
+    events(tally, ("stopped", {"experiment": "main", "reason": "done", "replicates": 6}))
+    assert (tally.experiment, tally.computed, dict(tally.trials), tally.planned["runs"]) == ("other", 0, {}, 8)
+
+
+def test_runs_that_tell_sources_apart_are_no_trials():
+    tally = Tally()
+    events(tally, PLAN, done("a", "variance", 3))
+    assert (tally.computed, dict(tally.trials)) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "jobs", "text"),
+    [
+        ({}, 1, "at most 16 runs; the first ones will tell how long they take with 1 job"),
+        ({"done": 5}, 2, "at most 16 runs; 5 of them in the store, the first ones will tell how long"),
+        ({"done": 5, "estimate": 370.0}, 2, "5 of them in the store, at most about 6 min with 2 jobs"),
+        ({"estimate": 4.4}, 1, "at most 16 runs; at most about 4 s with 1 job"),
+        ({"estimate": 9000.0}, 1, "at most about 2.5 h with 1 job"),
+        ({"done": 16, "estimate": 0.0}, 1, "at most 16 runs; all of them in the store"),
+    ],
+)
+def test_the_plan_says_what_is_ahead(changes: dict[str, Any], jobs: int, text: str):
+    tally = Tally(jobs)
+    events(tally, ("plan", {**SIZES, "done": 0, "estimate": None, **changes}), ("planned", {}))
+    line = tally.lines(Event("planned"))[-1]
+    assert line.startswith("plan: 1 experiment, ")
+    assert text in line
+
+
+def test_the_plan_of_several_experiments_is_added_up():
+    tally = Tally(2)
+    plans = [{**SIZES, "experiment": name, "done": 3, "estimate": 100.0} for name in ("a", "b")]
+    events(tally, *(("plan", plan) for plan in plans))
+    assert tally.lines(Event("planned")) == [
+        "a: 2 arms on 1 case; 4 tuning draws, then at most 6 replicates",
+        "b: 2 arms on 1 case; 4 tuning draws, then at most 6 replicates",
+        "plan: 2 experiments, at most 32 runs; 6 of them in the store, at most about 3 min with 2 jobs",
+    ]
+
+
+def test_until_the_first_run_ends_time_to_go_comes_from_past_runs():
+    now = [0.0]
+    tally = Tally(clock=lambda: now[0])
+    events(tally, ("plan", {**SIZES, "done": 0, "estimate": 50.0}), ("planned", {}))
+    now[0] = 10.0
+    assert tally.remaining == pytest.approx(40.0)
 
 
 def shown(stream: io.StringIO, **changes: Any) -> str:
@@ -84,13 +131,14 @@ def shown(stream: io.StringIO, **changes: Any) -> str:
 
 def test_plain_text_has_one_line_per_replicate():
     lines = shown(io.StringIO(), tuned=True, tries=2).splitlines()
-    assert lines[0] == "main: 2 arms on 1 case; 4 tuning draws, then at most 29 replicates (58 runs)"
-    assert lines[1].startswith("main: tuned baseline: scale=")
-    assert len(lines) == 3 + 6 + 1
-    for number, line in enumerate(lines[3:9], start=1):
+    assert lines[0] == "main: 2 arms on 1 case; 4 tuning draws, then at most 29 replicates"
+    assert lines[1] == "plan: 1 experiment, at most 62 runs; the first ones will tell how long they take with 1 job"
+    assert lines[2].startswith("main: tuned baseline: scale=")
+    assert len(lines) == 4 + 6 + 1
+    for number, line in enumerate(lines[4:10], start=1):
         decided = int(number == 6)
         assert re.fullmatch(rf"main: replicate {number}/29: P=1 e=\S+, {decided}/1 claims decided; .*", line)
-    assert lines[9] == "main: every claim is decided (6 replicates)"
+    assert lines[10] == "main: every claim is decided (6 replicates)"
 
 
 def test_a_terminal_gets_a_live_table_with_names_as_they_are(monkeypatch: pytest.MonkeyPatch):
@@ -98,8 +146,17 @@ def test_a_terminal_gets_a_live_table_with_names_as_they_are(monkeypatch: pytest
     claims = (Higher("accuracy", "method", "baseline", cases=("red",), primary=True),)
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown(Terminal(), cases=("red", "b"), claims=claims))
     assert "█" in text
+    assert "plan: 1 experiment, at most 116 runs" in text
     assert "accuracy of method is higher than that of baseline [red]  P=1" in text
     assert "main: every claim is decided (6 replicates)" in text
+
+
+def test_a_terminal_may_get_lines_too():
+    stream = Terminal()
+    with Store.open(":memory:") as store, watch(plain=True, stream=stream) as listen:
+        run_study(two_arm_study(), store, Options(listen=listen))
+    assert "\x1b" not in stream.getvalue()
+    assert "main: replicate 6/29" in stream.getvalue()
 
 
 def test_quiet_is_silent():

@@ -74,9 +74,6 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(api, "find_study", find_study)
     monkeypatch.setattr(api, "find_track", find_track)
-    monkeypatch.setattr(
-        "torchstone.bench.report.report.strip_plot", lambda *args, **options: ""
-    )  # drawn in tests of the report
     CALLS.clear()
 
 
@@ -115,7 +112,7 @@ def test_json_is_one_document_and_progress_goes_to_stderr(tmp_path: Path):
     assert document["verdict"] == "reproduced"
     assert document["verdicts"][0]["primary"] is True
     assert document["report"] == str(tmp_path / "reports" / "fake-bench.html")
-    assert "main: 2 arms on 1 case; at most 29 replicates (58 runs)\n" in done.stderr
+    assert "plan: 1 experiment, at most 58 runs; " in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -188,6 +185,45 @@ def test_jobs_and_the_working_directory_reach_the_bench(words: str, monkeypatch:
     assert run(*words.split(), "-q").exit_code == 130
     path = words.startswith("compare")
     assert seen == [(3, path), (len(os.sched_getaffinity(0)), path)]
+
+
+@pytest.mark.parametrize("words", ["run good", "compare fake --data d"])
+def test_how_runs_are_computed_reaches_the_bench(words: str, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Options] = []
+
+    def note(study: Study, store: Store, options: Options) -> None:
+        seen.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "run_study", note)
+    limits = "--executor process --cell-limit 30m --memory-limit 2GB --variance --fail-fast"
+    assert run(*words.split(), "-q").exit_code == 130
+    assert run(*words.split(), *limits.split(), "-q").exit_code == 130
+    default, asked = seen
+    assert (default.executor, default.limited, default.variance, default.fail_fast) == ("auto", False, False, False)
+    assert (asked.executor, asked.cell_limit, asked.memory_limit) == ("process", 1800.0, 2e9)
+    assert (asked.variance, asked.fail_fast) == (True, True)
+
+
+@pytest.mark.parametrize("words", ["run good", "compare fake --data d"])
+def test_inline_is_one_job_without_limits(words: str, monkeypatch: pytest.MonkeyPatch):
+    jobs: list[int] = []
+
+    def note(study: Study, store: Store, options: Options) -> None:
+        jobs.append(options.jobs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "run_study", note)
+    assert run(*words.split(), "--executor", "inline", "--jobs", "4", "-q").exit_code == 130
+    assert jobs == [1]
+    assert run(*words.split(), "--executor", "inline", "--cell-limit", "1h").exit_code == 2
+    assert run(*words.split(), "--memory-limit", "2 bananas").exit_code == 2
+
+
+def test_variance_is_measured_on_request():
+    assert run("run", "good", "-q", "--variance", "--replicates", "2").exit_code == 0
+    with Store.open() as store:
+        assert {one.kind for one in store.runs()} == {"trial", "variance"}
 
 
 def test_a_worker_process_that_imports_the_entry_point_does_nothing():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-BENCH_PACKAGES = ("PIL", "click", "jinja2", "matplotlib", "mlxtend", "pandas", "rich", "sklearn", "sqlalchemy", "typer")
+BENCH_PACKAGES = ("PIL", "click", "jinja2", "mlxtend", "pandas", "rich", "sklearn", "sqlalchemy", "typer")
 INSTALL_BENCH = 'the command line needs the bench extra: pip install "torchstone[bench]"'
 
 
@@ -24,6 +24,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if (error.name or "").partition(".")[0] not in BENCH_PACKAGES:
             raise
         sys.stderr.write(f"torchstone: {INSTALL_BENCH}\n")
+        if [*(sys.argv[1:] if args is None else args)][:1] == ["doctor"]:  # which is there to say what else is missing
+            from torchstone.cli.checkup import as_text, findings
+
+            sys.stdout.write(f"{as_text(findings())}\n")
         sys.exit(1)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

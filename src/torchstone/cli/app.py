@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
 from typer.core import TyperGroup
 
-from torchstone.cli import BENCH_PACKAGES, INSTALL_BENCH, browse, datasets, scores, storage, work
+from torchstone.cli import (
+    BENCH_PACKAGES,
+    INSTALL_BENCH,
+    browse,
+    datasets,
+    doctor,
+    logs,
+    new_study,
+    report,
+    scores,
+    storage,
+    work,
+)
 from torchstone.cli.options import Command
 from torchstone.errors import TorchstoneError
 
@@ -46,15 +58,21 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo(f"\n{INTERRUPTED}", err=True)
-            raise typer.Exit(130) from None
+            _stop()
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
+            if type(error).__name__ == "BdbQuit":  # so a debugger is left; its module need not be imported to know
+                _stop()
             if ctx.obj.traceback:
                 raise
             typer.echo(f"torchstone: {sentence(error)}", err=True)
             raise typer.Exit(1) from None
+
+
+def _stop() -> NoReturn:
+    typer.echo(f"\n{INTERRUPTED}", err=True)
+    raise typer.Exit(130) from None
 
 
 def sentence(error: Exception) -> str:
@@ -68,6 +86,8 @@ def sentence(error: Exception) -> str:
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error} (--traceback shows where)"
+    if text.startswith("BdbQuit"):
+        text = "breakpoint() in a worker process, where nobody can answer: use --executor inline"
     return " ".join(text.split())
 
 
@@ -112,6 +132,10 @@ app.command("run", cls=Command)(work.run)
 app.command("compare", cls=work.CompareCommand)(work.compare)
 app.command("judge", cls=Command)(scores.judge)
 app.command("status", cls=Command)(storage.status)
+app.command("report", cls=Command)(report.report)
+app.command("logs", cls=Command)(logs.logs)
 app.command("export", cls=Command)(storage.export)
 app.command("cite", cls=Command)(browse.cite)
+app.command("new-study", cls=Command)(new_study.new_study)
+app.command("doctor", cls=Command)(doctor.doctor)
 app.add_typer(datasets.app, name="data")

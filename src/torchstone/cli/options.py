@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import click
 import typer
@@ -18,21 +18,27 @@ from typer.core import TyperCommand
 from torchstone.errors import did_you_mean
 
 __all__ = [
+    "CellLimit",
     "Command",
     "Device",
+    "Executor",
+    "FailFast",
     "Jobs",
     "Json",
+    "MemoryLimit",
     "Quiet",
     "Replicates",
     "Report",
     "Store",
     "Strict",
     "TimeBudget",
+    "Variance",
     "check_device",
     "check_takes",
     "job_count",
     "parse_duration",
     "parse_settings",
+    "parse_size",
     "print_json",
     "split_names",
 ]
@@ -68,6 +74,21 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt])(i?)b")
+
+
+def parse_size(text: str) -> float:
+    """Bytes of a size such as ``512MB``, ``2GB`` (powers of 1000) or ``1.5GiB`` (powers of 1024).
+
+    Raises:
+        typer.BadParameter: for anything else.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(f"{text!r} is no size: write 512MB, 2GB or 1.5GiB")
+    return float(match[1]) * (1024.0 if match[3] else 1000.0) ** ("kmgt".index(match[2]) + 1)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Store = Annotated[
     str | None,
@@ -84,6 +105,22 @@ Jobs = Annotated[
         envvar="TORCHSTONE_JOBS",
         help="Worker processes, each with one thread; by default one per core, or one in all on an accelerator.",
     ),
+]
+Executor = Annotated[
+    Literal["auto", "inline", "process"],
+    typer.Option(help="inline computes in this process, where breakpoint() works; process in workers."),
+]
+CellLimit = Annotated[
+    float | None,
+    typer.Option(parser=parse_duration, metavar="TIME", help="End a worker that takes longer for one cell: 30m, 2h."),
+]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(parser=parse_size, metavar="SIZE", help="End a worker that takes more memory: 512MB, 2GB, 1.5GiB."),
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first run that fails.")]
+Variance = Annotated[
+    bool, typer.Option("--variance", help="Then measure how much of the spread each source of chance causes.")
 ]
 Replicates = Annotated[int | None, typer.Option(min=1, help="Stop after so many replicates, even if undecided.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]

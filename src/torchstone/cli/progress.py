@@ -1,4 +1,4 @@
-"""What is seen on stderr while a study runs: a live table on a terminal, one line per replicate elsewhere.
+"""What is seen on stderr while a study runs: the plan; then a live table on a terminal, else one line per replicate.
 
 A display only listens. If nobody can see it any more (a closed pipe) it falls silent, and the work goes on.
 """
@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from torchstone.bench.report.wording import duration, evidence, hyper, number
 
@@ -22,22 +22,31 @@ if TYPE_CHECKING:
 
 __all__ = ["Tally", "watch"]
 
-_PLAN = ("arms", "cases", "draws", "runs", "replicates")
-
 Listener = Callable[["Event"], None]
+
+_STAY = ("planned", "failed", "interrupted", "variance", "stopped")  # events that a terminal keeps in its scrollback
 
 
 @contextlib.contextmanager
-def watch(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Listener]:
-    """Give a listener for :func:`torchstone.run` that shows progress on ``stream`` (stderr) as long as it is open."""
+def watch(
+    *, quiet: bool = False, plain: bool = False, jobs: int = 1, stream: TextIO | None = None
+) -> Iterator[Listener]:
+    """Give a listener for :func:`torchstone.run` that shows progress on ``stream`` as long as it is open.
+
+    Args:
+        quiet: show nothing.
+        plain: lines on a terminal too, which leave room for a debugger.
+        jobs: worker processes, for the plan.
+        stream: where to; by default stderr.
+    """
     out: TextIO = stream or sys.stderr
     if quiet:
         yield lambda event: None
-    elif out.isatty():
-        with _live(out) as listener:
+    elif out.isatty() and not plain:
+        with _live(out, jobs) as listener:
             yield listener
     else:
-        tally = Tally()
+        tally = Tally(jobs)
 
         def listen(event: Event) -> None:
             tally.note(event)
@@ -50,15 +59,15 @@ def watch(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[List
 
 
 @contextlib.contextmanager
-def _live(stream: TextIO) -> Iterator[Listener]:
+def _live(stream: TextIO, jobs: int) -> Iterator[Listener]:
     from rich.console import Console
     from rich.live import Live
 
-    tally, console = Tally(), Console(file=stream)
+    tally, console = Tally(jobs), Console(file=stream)
 
     def listen(event: Event) -> None:
         tally.note(event)
-        if event.kind in ("plan", "failed", "stopped"):  # stays in the scrollback
+        if event.kind in _STAY:
             for line in tally.lines(event):
                 console.print(line, markup=False, highlight=False)
 
@@ -69,14 +78,15 @@ def _live(stream: TextIO) -> Iterator[Listener]:
 class Tally:
     """Counts what the events of one call tell, experiment by experiment."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.begin("", {})
+    def __init__(self, jobs: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self.jobs, self.clock = jobs, clock
+        self.plans: dict[str, Mapping[str, Any]] = {}
+        self._begin("")
 
-    def begin(self, experiment: str, planned: Mapping[str, int]) -> None:
+    def _begin(self, experiment: str) -> None:
         """Start to count an experiment."""
         self.experiment = experiment
-        self.planned = planned
+        self.planned = self.plans.get(experiment, {})
         self.arms: dict[str, None] = {}
         self.draws: Counter[str] = Counter()
         self.trials: Counter[tuple[str, int]] = Counter()  # (arm, replicate), of replicates not complete yet
@@ -89,8 +99,14 @@ class Tally:
         """Take an event into account."""
         fields = event.fields
         if event.kind == "plan":
-            self.begin(fields["experiment"], {name: fields[name] for name in _PLAN})
-        elif event.kind == "tuned":
+            self.plans[fields["experiment"]] = fields
+            return
+        experiment = fields["spec"].experiment if "spec" in fields else fields.get("experiment", self.experiment)
+        if event.kind == "planned":
+            experiment = next(iter(self.plans), "")
+        if experiment != self.experiment:
+            self._begin(experiment)
+        if event.kind == "tuned":
             self.arms |= dict.fromkeys(fields["tunings"])
         elif event.kind == "run":
             spec = fields["spec"]
@@ -98,12 +114,16 @@ class Tally:
             self.computed += 1
             if spec.kind == "hpo":
                 self.draws[spec.arm] += 1
-            else:
+            elif spec.kind == "trial":
                 self.trials[spec.arm, spec.replicate] += 1
         elif event.kind == "replicate":
             self.replicates = fields["number"] + 1
             self.judgements = fields["judgements"]
             self.trials = Counter({key: count for key, count in self.trials.items() if key[1] >= self.replicates})
+        elif event.kind == "stopped":
+            names = [*self.plans]
+            for name in names[names.index(experiment) + 1 :][:1]:  # its first run may take long to end
+                self._begin(name)
 
     @property
     def elapsed(self) -> float:
@@ -112,9 +132,10 @@ class Tally:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds to the last replicate at the pace so far; less if the verdicts are settled before."""
+        """Seconds to the last replicate at the pace so far (or of past runs); less if all is settled before."""
         if not self.computed:
-            return None
+            estimate = self.planned.get("estimate")
+            return None if estimate is None else max(0.0, estimate - self.elapsed)
         share = self.planned["runs"] / max(1, self.planned["replicates"])
         trials = self.replicates * share + self.trials.total()
         draws = 0 if self.replicates or self.trials else self.planned["draws"] - self.draws.total()
@@ -126,14 +147,32 @@ class Tally:
         rest = self.remaining
         return duration(self.elapsed) + (f", at most {duration(rest)} to go" if rest else "")
 
+    def plan_lines(self) -> list[str]:
+        """What will be run: a line for each experiment, then one for all."""
+        lines = []
+        for name, plan in self.plans.items():
+            tuning = f"{_count(plan['draws'], 'tuning draw')}, then " if plan["draws"] else ""
+            size = f"{_count(plan['arms'], 'arm')} on {_count(plan['cases'], 'case')}"
+            lines.append(f"{name}: {size}; {tuning}at most {_count(plan['replicates'], 'replicate')}")
+        plans = self.plans.values()
+        total = sum(plan["draws"] + plan["runs"] for plan in plans)
+        stored = sum(plan.get("done", 0) for plan in plans)
+        estimates = [plan.get("estimate") for plan in plans]
+        known = sum(estimate for estimate in estimates if estimate is not None)
+        if stored == total:
+            left = "all of them in the store"
+        else:
+            left = f"{stored} of them in the store, " if stored else ""
+            unknown = None in estimates
+            left += "the first ones will tell how long they take" if unknown else f"at most {_roughly(known)}"
+            left += f" with {_count(self.jobs, 'job')}"
+        return [*lines, f"plan: {_count(len(plans), 'experiment')}, at most {_count(total, 'run')}; {left}"]
+
     def lines(self, event: Event) -> list[str]:
         """The event in plain text; most single runs are not worth a line."""
         fields, plan = event.fields, self.planned
-        if event.kind == "plan":
-            tuning = f"{plan['draws']} tuning draw{'s' * (plan['draws'] != 1)}, then " if plan["draws"] else ""
-            size = f"{plan['arms']} arms on {plan['cases']} case{'s' * (plan['cases'] != 1)}"
-            replicates = f"{plan['replicates']} replicate{'s' * (plan['replicates'] != 1)}"
-            return [f"{self.experiment}: {size}; {tuning}at most {replicates} ({plan['runs']} runs)"]
+        if event.kind == "planned":
+            return self.plan_lines() if self.plans else []
         if event.kind == "tuned":
             tuned = {arm: tuning for arm, tuning in fields["tunings"].items() if tuning.draws}
             return [f"{self.experiment}: tuned {arm}: {hyper(tuning.hyper)}" for arm, tuning in tuned.items()]
@@ -147,10 +186,26 @@ class Tally:
             spec, error = fields["spec"], fields["error"]
             where = f"{spec.experiment}/{spec.arm}/{spec.case}/{spec.replicate}"
             return [f"failed: {where}: {' '.join(str(error).split())}"]
+        if event.kind == "interrupted":
+            return ["interrupted: finishing what is running; interrupt again to stop at once"]
+        if event.kind == "variance":
+            return [f"{self.experiment}: {_count(fields['runs'], 'run')} to tell the sources of variation apart"]
         if event.kind == "stopped":
-            count = fields["replicates"]
-            return [f"{fields['experiment']}: {fields['reason']} ({count} replicate{'s' * (count != 1)})"]
+            return [f"{fields['experiment']}: {fields['reason']} ({_count(fields['replicates'], 'replicate')})"]
         return []
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _roughly(seconds: float) -> str:
+    """A time span as one says it beforehand."""
+    if seconds < 55:
+        return f"about {max(1, round(seconds))} s"
+    if seconds < 3570:
+        return f"about {round(seconds / 60)} min"
+    return f"about {round(seconds / 3600, 1):g} h"
 
 
 def _table(tally: Tally) -> RenderableType:

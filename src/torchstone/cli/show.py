@@ -31,7 +31,7 @@ from torchstone.bench.statistics.scores import ScoreReport
 from torchstone.bench.statistics.verdict import Verdict
 from torchstone.catalogue import Paper
 
-__all__ = ["paper", "render", "result", "scores", "table"]
+__all__ = ["fields", "paper", "render", "result", "scores", "study", "table"]
 
 STYLES = {"good": "bold green", "bad": "bold red", "doubt": "bold yellow", "open": "bold dim"}
 
@@ -69,8 +69,7 @@ def result(found: Result, *, report: Path | None, command: str) -> None:
     for experiment in found.study.experiments:
         parts += _arms(found, experiment.name)
     parts += [Text(""), *map(Text, notes(found)), Text(SCOPE, style="dim"), Text("")]
-    fields = {"report": str(report or "none"), "store": found.store, "again": command}
-    parts.append(_fields(fields))
+    parts.append(fields({"report": str(report or "none"), "store": found.store, "again": command}))
     render(*parts)
 
 
@@ -129,15 +128,16 @@ def _arms(found: Result, experiment: str) -> list[RenderableType]:
         for start in range(0, len(metrics), 3):
             cells = [(line, line.cells[start : start + 3]) for line in lines if line.case == case]
             rows = [(line.arm, line.role, *row) for line, row in cells if any(cell != DASH for cell in row)]
-            parts.append(table(("arm", "role", *metrics[start : start + 3]), rows))
+            if rows:
+                parts.append(table(("arm", "role", *metrics[start : start + 3]), rows))
     tuned = tuning_lines(found, experiment)
     if tuned:
         parts += [Text(""), Text(f"{experiment}: hyper-parameters", style="bold")]
-        parts.append(_fields({arm: f"{values} ({how})" for arm, values, how in tuned}, style=""))
+        parts.append(fields({arm: f"{values} ({how})" for arm, values, how in tuned}, style=""))
     return parts
 
 
-def _fields(values: Mapping[str, str], style: str = "bold") -> Table:
+def fields(values: Mapping[str, str], style: str = "bold") -> Table:
     """Names and values in two columns."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
@@ -167,7 +167,7 @@ def paper(row: Paper, study: Mapping[str, Any] | None, obstacle: str, evidence: 
         "status": row.status,
         "objects": ", ".join((*row.objects, *row.rivals)),
     }
-    parts.append(_fields(facts))
+    parts.append(fields(facts))
     if study is None:
         parts += [Text(""), Text(obstacle)]
     for experiment in study["experiments"] if study else ():
@@ -176,6 +176,15 @@ def paper(row: Paper, study: Mapping[str, Any] | None, obstacle: str, evidence: 
         parts += [Text(""), Text.assemble(("evidence: ", "bold"), verdict_text(evidence["verdict"]))]
         for entry in evidence["verdicts"]:
             parts.append(_indented(Text.assemble(verdict_text(entry["verdict"]), f": {entry['claim']}")))
+    render(*parts)
+
+
+def study(stated: Mapping[str, Any]) -> None:
+    """Show what a study of one's own states."""
+    parts: list[RenderableType] = [Text(stated["name"], style="bold")]
+    parts += [Text(stated["about"])] if stated["about"] else []
+    for experiment in stated["experiments"]:
+        parts += [Text(""), *_experiment(experiment)]
     render(*parts)
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from torchstone.cli.logs import SHORT_ID, run_error, run_name
 from torchstone.cli.options import Json, Store, print_json
 from torchstone.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from torchstone.bench.store import RunRecord
 
 __all__ = ["export", "status"]
 
 _STATES = ("done", "running", "planned", "failed")
+_FAILURES = 20  # that are shown
 
 
 def status(store: Store = None, as_json: Json = False) -> None:
@@ -36,7 +35,7 @@ def status(store: Store = None, as_json: Json = False) -> None:
         failed = opened.runs(status="failed") if any(row.failed for row in rows) else []
         where = opened.url
     if as_json:
-        failures = [{"run": _name(run), "error": _error(run)} for run in failed]
+        failures = [{"id": run.run_id, "run": run_name(run), "error": run_error(run)} for run in failed]
         print_json({"store": where, "studies": [asdict(row) for row in rows], "failures": failures})
         return
     from torchstone.cli import show
@@ -53,17 +52,12 @@ def status(store: Store = None, as_json: Json = False) -> None:
     ]
     header = ("study", "scale", "runs", "time", "last")
     show.render(show.table(header, cells) if rows else "the store is empty")
-    for run in failed:
-        typer.echo(f"failed: {_name(run)}: {_error(run)}")
+    for run in failed[:_FAILURES]:
+        typer.echo(f"failed {run.run_id[:SHORT_ID]} {run_name(run)}: {run_error(run)}")
+    if failed:
+        more = f"; {len(failed) - _FAILURES} more have failed" if len(failed) > _FAILURES else ""
+        typer.echo(f"torchstone logs {failed[0].run_id[:SHORT_ID]} shows where the first one went wrong{more}")
     typer.echo(f"store {where}")
-
-
-def _name(run: RunRecord) -> str:
-    return f"{run.study}/{run.experiment}/{run.arm}/{run.case}/{run.replicate}"
-
-
-def _error(run: RunRecord) -> str:
-    return f"{run.error_type}: {run.error_text}" if run.error_type else run.error_text
 
 
 def export(

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import click
 import typer
 
+from torchstone.cli.logs import SHORT_ID
 from torchstone.cli.options import (
+    CellLimit,
     Command,
     Device,
+    Executor,
+    FailFast,
     Jobs,
     Json,
+    MemoryLimit,
     Quiet,
     Replicates,
     Report,
     Store,
     Strict,
     TimeBudget,
+    Variance,
     check_device,
     check_takes,
     job_count,
@@ -30,17 +37,20 @@ from torchstone.cli.options import (
     print_json,
     split_names,
 )
-from torchstone.errors import MissingDependencyError, TorchstoneError
+from torchstone.errors import MissingDependencyError, StoreError, TorchstoneError
 
 if TYPE_CHECKING:
     from torchstone.bench.result import Result
+    from torchstone.bench.runner import Event
 
 __all__ = ["CompareCommand", "compare", "run"]
 
 
 def run(
     ctx: typer.Context,
-    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Papers, as `torchstone list` names them.")],
+    slugs: Annotated[
+        list[str], typer.Argument(metavar="STUDY...", help="Papers of `torchstone list`, or studies of your own.")
+    ],
     scale: Annotated[
         Literal["smoke", "bench", "paper"],
         typer.Option(help="smoke only checks that it runs; bench takes minutes; paper is the paper's own protocol."),
@@ -50,35 +60,41 @@ def run(
     ] = None,
     budget: TimeBudget = None,
     replicates: Replicates = None,
+    variance: Variance = False,
     device: Device = "cpu",
     jobs: Jobs = None,
+    executor: Executor = "auto",
+    cell_limit: CellLimit = None,
+    memory_limit: MemoryLimit = None,
+    fail_fast: FailFast = False,
     store: Store = None,
-    strict: Strict = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first run that fails.")] = False,
     report: Report = None,
+    strict: Strict = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Put the claims of papers to the test.
+    """Put the claims of papers to the test, or those of your own studies.
 
-    SLUG is the name of a paper in `torchstone list`. What an earlier call finished is not computed again: the same
-    command goes on where it stopped. With --json, a list with one result for each paper is printed.
+    STUDY is the name of a paper or study in `torchstone list`, a file such as my_study.py (or my_study.py:OBJECT), or
+    package.module:OBJECT. What an earlier call finished is not computed again: the same command goes on where it
+    stopped. With --json, a list with one result for each study is printed.
 
     Example:
       torchstone run sop --budget 10m
+      torchstone run my_study.py --jobs 2
     """
     from torchstone import api
-    from torchstone.cli.progress import watch
 
     if report is not None and len(slugs) > 1:
-        raise typer.BadParameter("--report names one file: give it with one paper")
+        raise typer.BadParameter("--report names one file: give it with one study")
     check_device(device)
+    how = _execution(executor, jobs, device, cell_limit, memory_limit)
     studies = [api.find_study(slug) for slug in dict.fromkeys(slugs)]
     end = None if budget is None else time.monotonic() + budget
     finished: list[Finished] = []
     try:
         for study in studies:
-            with watch(quiet=quiet) as listen:
+            with _watched(how, quiet, as_json) as listen:
                 result = api.run(
                     study,
                     scale=scale,
@@ -87,15 +103,42 @@ def run(
                     budget=None if end is None else max(0.0, end - time.monotonic()),
                     replicates=replicates,
                     device=device,
-                    jobs=job_count(jobs, device),
                     fail_fast=fail_fast,
+                    variance=variance,
                     listen=listen,
+                    **how,
                 )
-            finished.append(_deliver(ctx, result, report, as_json))
+            finished.append(_deliver(ctx, result, store, report, as_json))
     finally:  # what is finished is shown even if a later study breaks
         if as_json:
             print_json([one.document() for one in finished])
     raise typer.Exit(_exit_code(finished, strict))
+
+
+def _execution(
+    executor: str, jobs: int | None, device: str, cell_limit: float | None, memory_limit: float | None
+) -> dict[str, Any]:
+    """How runs are computed, as :func:`torchstone.run` takes it."""
+    if executor == "inline" and (cell_limit or memory_limit):
+        raise typer.BadParameter(
+            "only a worker can be ended: --cell-limit and --memory-limit exclude --executor inline"
+        )
+    return {
+        "executor": executor,
+        "jobs": 1 if executor == "inline" else job_count(jobs, device),
+        "cell_limit": cell_limit,
+        "memory_limit": memory_limit,
+    }
+
+
+@contextlib.contextmanager
+def _watched(how: Mapping[str, Any], quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]:
+    """Show progress while studies run; what arms print must stay out of a JSON document."""
+    from torchstone.cli.progress import watch
+
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with aside, watch(quiet=quiet, plain=how["executor"] == "inline", jobs=how["jobs"]) as listen:
+        yield listen
 
 
 class CompareCommand(Command):
@@ -153,8 +196,13 @@ def compare(
     ] = None,
     budget: TimeBudget = None,
     replicates: Replicates = None,
+    variance: Variance = False,
     device: Device = "cpu",
     jobs: Jobs = None,
+    executor: Executor = "auto",
+    cell_limit: CellLimit = None,
+    memory_limit: MemoryLimit = None,
+    fail_fast: FailFast = False,
     store: Store = None,
     report: Report = None,
     strict: Strict = False,
@@ -163,7 +211,8 @@ def compare(
 ) -> None:
     """Compare methods on your own data.
 
-    TRACK is the problem, e.g. noisy-labels. The model can be yours too, and so can a method.
+    TRACK is the problem, e.g. noisy-labels, or a track of your own: my_track.py or package.module:OBJECT. The model can
+    be yours too, and so can a method.
 
     Example:
       torchstone compare noisy-labels --data digits --noise symmetric:0.4 --budget 2m
@@ -171,9 +220,9 @@ def compare(
     """
     from torchstone import api
     from torchstone._imports import working_directory_on_path
-    from torchstone.cli.progress import watch
 
     check_device(device)
+    how = _execution(executor, jobs, device, cell_limit, memory_limit)
     found = api.find_track(track)
     given = {"noise": noise, "labels": labels, "val": val, "test": test, "epochs": epochs}
     named = {key: _single(value) for key, value in given.items() if value}
@@ -182,7 +231,10 @@ def compare(
     twice = sorted({*given, "data", "model", "arms", "baseline", "tries"} & further.keys())
     if twice:
         raise typer.BadParameter(f"{twice[0]} has an option of its own: --{twice[0]}")
-    with working_directory_on_path(), watch(quiet=quiet) as listen:  # worker processes find modules there too
+    with (
+        working_directory_on_path(),
+        _watched(how, quiet, as_json) as listen,
+    ):  # worker processes find modules there too
         result = api.compare(
             found,
             data=data,
@@ -194,12 +246,14 @@ def compare(
             budget=budget,
             replicates=replicates,
             device=device,
-            jobs=job_count(jobs, device),
+            fail_fast=fail_fast,
+            variance=variance,
             listen=listen,
+            **how,
             **named,
             **further,
         )
-    finished = _deliver(ctx, result, report, as_json)
+    finished = _deliver(ctx, result, store, report, as_json)
     try:
         weights = None if refit is None else api.refit_winner(found, result, refit, device=device)
     finally:  # the result is shown even if the winner cannot be trained
@@ -241,15 +295,17 @@ class Finished(NamedTuple):
         return {**self.result.to_dict(), "report": None if self.report is None else str(self.report)}
 
 
-def _deliver(ctx: typer.Context, result: Result, report: Path | None, as_json: bool) -> Finished:
+def _deliver(ctx: typer.Context, result: Result, store: str | None, report: Path | None, as_json: bool) -> Finished:
     """Write the report and show the result; a report that cannot be written must not hide the verdict."""
     from torchstone.bench.report import report_path, write_report
+    from torchstone.bench.store import Store as Opened
 
     path, problem = report or report_path(result), ""
     if path is not None:
         try:
-            path = write_report(result, path, command=ctx.obj.command)
-        except (OSError, MissingDependencyError) as error:
+            with Opened.open(store, read_only=True) as opened:
+                path = write_report(result, path, store=opened, command=ctx.obj.command)
+        except (OSError, MissingDependencyError, StoreError) as error:
             path, problem = None, f"the report could not be written: {error}"
     if not as_json:
         from torchstone.cli import show
@@ -257,6 +313,9 @@ def _deliver(ctx: typer.Context, result: Result, report: Path | None, as_json: b
         show.result(result, report=path, command=ctx.obj.command)
     if problem:
         typer.echo(f"torchstone: {problem}", err=True)
+    failed = next((run for run in result.runs if run.status == "failed"), None)
+    if failed is not None:
+        typer.echo(f"torchstone logs {failed.run_id[:SHORT_ID]} shows where it went wrong", err=True)
     return Finished(result, path, problem)
 
 
