@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,39 +10,26 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.pages import ROOT, blocks, in_shell, quick
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```", re.DOTALL)
 # What cannot be run from inside the tests, and what stands in for it.
 INSTALLING = {"make demo", 'pip install "torchstone[bench]"'}
-
-
-def _run(command: str, folder: Path) -> str:
-    scripts = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    # The budgets are for people; what is tested is that the commands work, not how far they get.
-    quick = re.sub(r"--budget \S+", "--budget 4s --tries 1 --epochs 2", command)
-    done = subprocess.run(
-        quick, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.mark.study
 def test_the_newcomers_path_works_line_by_line(tmp_path: Path) -> None:
     ran: list[str] = []
-    for block in BLOCK.finditer(README):
-        file, kind, code = block["file"], block["kind"], block["code"]
-        if file:
-            (tmp_path / file).write_text(code)
-        elif kind == "python":
-            (tmp_path / "snippet.py").write_text(code)
-            _run("python snippet.py", tmp_path)
-        elif kind == "bash":
-            for command in filter(None, code.splitlines()):
+    for block in blocks(README):
+        if block.file:
+            (tmp_path / block.file).write_text(block.code)
+        elif block.kind == "python":
+            (tmp_path / "snippet.py").write_text(block.code)
+            in_shell("python snippet.py", tmp_path)
+        elif block.kind == "bash":
+            for command in filter(None, block.code.splitlines()):
                 if command not in INSTALLING:
-                    output = _run(command, tmp_path)
+                    output = in_shell(quick(command), tmp_path)
                     assert output or command.startswith("python"), f"{command} printed nothing"
                 ran.append(command)
     assert set(ran) >= INSTALLING
@@ -51,7 +37,7 @@ def test_the_newcomers_path_works_line_by_line(tmp_path: Path) -> None:
 
 
 def test_an_own_method_takes_at_most_fifteen_lines() -> None:
-    code = next(block["code"] for block in BLOCK.finditer(README) if block["file"] == "my_method.py")
+    code = next(block.code for block in blocks(README) if block.file == "my_method.py")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
 
 
