@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,16 @@ from scipy import stats
 
 from torchstone.bench.statistics import (
     adjust,
+    claims_better,
     compare,
+    decide,
+    kendall_tau,
     mean_interval,
+    normal_scores,
     percentile_interval,
     rank_interval,
     rank_methods,
+    ranking_instability,
     sign_flip_test,
     signed_rank_test,
 )
@@ -96,6 +102,7 @@ def pairs() -> Iterator[Pair]:
         lambda: stats.wilcoxon(d, method="exact")[1],
         1e-12,
     )
+    yield from stability(rng)
     few = d[:12]
     yield Pair(
         "sign-flip p, n = 12, exact",
@@ -132,6 +139,43 @@ def pairs() -> Iterator[Pair]:
             return [*sorted(result.rankdf["meanrank"]), result.pvalue]
 
         yield Pair("ranks of 5 methods, Friedman, all pairs, n = 20", "autorank", ours_ranks, their_ranks, 1e-12)
+
+
+def stability(rng: np.random.Generator) -> Iterator[Pair]:
+    """Orders of methods, and rules of comparison; the peers are the plain loops that a paper's own code would be."""
+    scores = rng.normal(np.arange(8)[:, None] / 2, 1, size=(8, 10))
+    order = np.argsort(-scores.mean(axis=1))
+
+    def drawn() -> float:
+        same = 0
+        for _ in range(20_000):
+            runs = [scores[i, rng.integers(10)] for i in order]
+            same += all(a > b for a, b in pairwise(runs))
+        return same / 20_000
+
+    yield Pair(
+        "share of single-run rankings in order, 8 x 10 runs",
+        "loop over 20 000 draws",
+        lambda: ranking_instability(scores).same_order,
+        drawn,
+        0.01,
+    )
+    one, two = scores[:, 0], scores[:, 1]
+    yield Pair(
+        "Kendall's tau of 8 methods",
+        "scipy.stats.kendalltau",
+        lambda: kendall_tau(one, two),
+        lambda: stats.kendalltau(one, two)[0],
+        1e-12,
+    )
+    a, b = normal_scores(0.75, studies=1000, rho=0.7)
+    yield Pair(
+        "sequential rule on 1 000 comparisons of 29 pairs",
+        "decide(), one by one",
+        lambda: claims_better("sequential", a, b).mean(),
+        lambda: np.mean([decide(x > y).verdict == "reproduced" for x, y in zip(a, b, strict=True)]),
+        1e-12,
+    )
 
 
 def found(package: str) -> bool:

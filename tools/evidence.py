@@ -1,7 +1,7 @@
 """Run a study at bench scale and write its evidence: ``make evidence SLUG=sop``.
 
-One at a time on a machine (the times are part of the evidence), and resumable: finished runs are kept in
-``.torchstone/evidence.db``, so an interrupted call goes on where it stopped.
+One at a time on a machine, whichever clone it is started from: the times are part of the evidence. Resumable: finished
+runs are kept in ``.torchstone/evidence.db``, so a call that was interrupted or killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 E_THRESHOLD = 100.0  # so that a clean win survives the adjustment over all studies
 
 
+def lock_path() -> Path:
+    """The file that is locked as long as evidence is made: the user's, not the clone's."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torchstone" / "evidence.lock"
+
+
 def _tell(event: Event) -> None:
     if event.kind in ("plan", "tuned", "replicate", "stopped", "failed"):
         shown = {key: value for key, value in event.fields.items() if key not in ("judgements", "tunings")}
@@ -30,24 +35,25 @@ def main(slugs: list[str]) -> int:
     if not slugs or "" in slugs:
         print("which study? make evidence SLUG=sop", file=sys.stderr)
         return 2
-    folder = ROOT / ".torchstone"
-    folder.mkdir(exist_ok=True)
-    with (folder / "evidence.lock").open("w") as lock:
+    lock_path().parent.mkdir(parents=True, exist_ok=True)
+    with lock_path().open("w") as lock:  # the system unlocks it even if this process is killed
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another evidence run is going on here; its times would be spoilt", file=sys.stderr)
+            print("another evidence run is going on on this machine; its times would be spoilt", file=sys.stderr)
             return 1
-        for slug in slugs:
-            result = api.run(
-                slug, store=folder / "evidence.db", e_threshold=E_THRESHOLD, jobs=os.cpu_count() or 1, listen=_tell
-            )
-            print(result)
-            if result.failures:
-                print(*result.failures, sep="\n", file=sys.stderr)
-                return 1
-            smoke = api.run(slug, scale="smoke", store=":memory:")
-            evidence.save(evidence.record(result, smoke), ROOT / "src/torchstone/evidence" / f"{slug}.json")
+        return next((code for code in map(_make, slugs) if code), 0)
+
+
+def _make(slug: str) -> int:
+    store = ROOT / ".torchstone" / "evidence.db"
+    result = api.run(slug, store=store, e_threshold=E_THRESHOLD, jobs=os.cpu_count() or 1, listen=_tell)
+    print(result)
+    if result.failures:
+        print(*result.failures, sep="\n", file=sys.stderr)
+        return 1
+    smoke = api.run(slug, scale="smoke", store=":memory:")
+    evidence.save(evidence.record(result, smoke), ROOT / "src/torchstone/evidence" / f"{slug}.json")
     return 0
 
 

@@ -108,6 +108,13 @@ def test_a_diverged_arm_loses_every_comparison(claim: Claim, a_lost: float, b_lo
     assert claim.w(row(a=LOST, b=LOST)) == both
 
 
+def test_a_claim_about_derived_values_names_no_arms() -> None:
+    claim = Lower("tau", "", "other")
+    assert claim.arms == ()
+    assert claim.w(row({"tau": 0.2, "other": 0.5})) == 1.0
+    assert claim.effect(row({"tau": 0.2, "other": 0.5})) == pytest.approx(-0.3)
+
+
 def test_divergence_in_gaps_trends_and_derived_values() -> None:
     gap = ClosesGap("m", "a", "b", to="c")
     assert gap.w(row(a=LOST, b=0.0, c=1.0)) == 0.0

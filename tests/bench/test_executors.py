@@ -108,7 +108,10 @@ def test_a_killed_worker_costs_its_cell_a_second_start(tmp_path: Path, deed: str
 
 def test_a_cell_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
     result = run(study(Once(str(tmp_path), "kill", always=True)), tmp_path / "r.db")
-    assert result.failures == ("main/mine/default/1: its process died 3 times, perhaps for want of memory",)
+    assert result.failures == (
+        "main/mine/default/1: its process was killed 3 times by SIGKILL, perhaps for want of memory: "
+        "fewer jobs need less",
+    )
     assert result.stopped["main"] == "replicate 1 failed"
     failed = [record for record in result.runs if record.status == "failed"]
     assert [record.arm for record in failed] == ["mine"]
@@ -140,15 +143,21 @@ def limited(tmp_path: Path, arm: Any, cell_limit: float = math.inf, memory_limit
 
 def test_a_cell_beyond_its_time_is_ended_and_its_finished_runs_kept(tmp_path: Path) -> None:
     failures = limited(tmp_path, Once(str(tmp_path), "sleep"), cell_limit=3.0)
-    assert failures == ["main/mine/default/1: it took longer than 3 s"]
+    assert failures == [
+        "main/mine/default/1: its cell took longer than cell_limit = 3 s: raise the limit, or compute less"
+    ]
 
 
 def test_a_cell_beyond_its_memory_is_ended(tmp_path: Path) -> None:
     failures = limited(tmp_path, Hungry(), memory_limit=400 * 2**20)
-    assert failures == ["main/mine/default/1: it used more than 400 MiB of memory"]
+    assert failures == [
+        "main/mine/default/1: its process used more memory than memory_limit = 400 MiB: raise the limit, "
+        "or compute less at once"
+    ]
 
 
 def test_what_cannot_be_sent_is_told_before_anything_runs(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
     class Local:
         def __call__(self, cell: Cell) -> Outcome:
             return Outcome({"accuracy": 1.0})

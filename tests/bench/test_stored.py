@@ -191,7 +191,7 @@ def test_each_scale_and_the_last_statement() -> None:
         again = run_study(first, store)  # judged again: now it is the last
         same(stored_result(store, "fake", scale="bench"), again)
         with pytest.raises(UnknownNameError, match="fake"):
-            stored_result(store, "fale")
+            stored_result(store, "fakes")
         with pytest.raises(UnknownNameError, match="smoke"):
             stored_result(store, "fake", scale="smok")
 

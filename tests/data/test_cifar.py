@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import math
 import os
 import pickle
 import tarfile
@@ -131,9 +132,17 @@ def test_human_labels_follow_the_official_order(tmp_path):
     assert data.columns["random3"].tolist() == human["random_label3"][rows].tolist()
     assert data.columns["worker2"].tolist() == [1001] * 10 + [3001] * 10
     assert data.columns["time3"].tolist() == [3] * 20
+    assert data.columns["answer"][:, 1].tolist() == human["random_label2"][rows].tolist()
+    assert data.columns["annotator"][0].tolist() == [1000, 1001, 1002]
+    assert data.columns["pi"][0, :, 0].tolist() == pytest.approx([math.log(1), math.log(2), math.log(3)])
+    assert data.columns["random3_annotator"].tolist() == [1002] * 10 + [3002] * 10
+    for i in range(20):  # the first who gave the label, who need not exist in this made-up file
+        gave = [k for k in range(3) if data.columns["answer"][i, k] == data.columns["worse"][i]] or [0]
+        assert int(data.columns["worse_annotator"][i]) == int(data.columns["annotator"][i, gave[0]])
+        assert float(data.columns["worse_pi"][i]) == float(data.columns["pi"][i, gave[0], 0])
     (tmp_path / "cifar10n" / "side_info_cifar10N.csv").unlink()
     data = load("cifar10n", root=tmp_path)
-    assert "worker1" not in data.columns
+    assert not {"worker1", "annotator", "worse_annotator"} & data.columns.keys()
     assert data.notes[-1] == "no worker ids and times: side_info_cifar10N.csv missing"
 
 
@@ -165,6 +174,7 @@ def test_the_real_human_labels(data_root):
     rates = {name: float((first.columns[name] != first.y).double().mean()) for name in ("aggre", "random1", "worse")}
     assert rates == pytest.approx({"aggre": 0.0912, "random1": 0.1782, "worse": 0.4104}, abs=1e-9)
     assert [int(data.columns[k][0]) for k in ("worker1", "time1", "worker3", "time3")] == [198, 25, 197, 21]
+    assert (data.columns["answer"] == data.columns["worse"].unsqueeze(1)).any(1).all()
     assert data.test is not None
     assert data.test.y[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     means = (data.x.mean((0, 2, 3)) * 255).tolist()

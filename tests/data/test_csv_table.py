@@ -77,3 +77,26 @@ def test_missing_label_column_and_file(write, tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"a,label\n\xff\xfe,1\n")
     with pytest.raises(CorruptDataError, match="not a CSV file in UTF-8"):
         load(tmp_path / "binary.csv")
+
+
+def test_what_is_known_of_a_label_is_no_input(write):
+    train = write("a,annotator,label,pi_seconds,b,pi_sure\n1,zoe,x,9,2,0.5\n3,adam,y,8,4,1\n5,zoe,x,7,6,0\n")
+    data = load(train, test=write("label,b,a\ny,6,5\n", "held.csv"))
+    assert data.x.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert data.columns["annotator"].tolist() == [1, 0, 1]
+    assert data.columns["pi"].tolist() == [[9, 0.5], [8, 1], [7, 0]]
+    assert data.test is not None
+    assert (data.test.x.tolist(), dict(data.test.columns)) == ([[5, 6]], {})
+    same = load(train, test=train)
+    assert same.test is not None
+    assert same.test.x.shape == (3, 2)
+    assert load(write("annotator,a\nx,1\ny,2\n"), label="annotator").class_names == ("x", "y")
+    numbers = load(write("annotator,a,label\n10,1,x\n9,2,y\n")).columns
+    assert numbers["annotator"].tolist() == [1, 0]
+    assert "pi" not in numbers
+    with pytest.raises(CorruptDataError, match="row 3, column 'annotator' is empty"):
+        load(write("annotator,a,label\nzoe,1,x\n,2,y\n"))
+    with pytest.raises(CorruptDataError, match="row 2, column 'pi_s' holds 'long', which is not a number"):
+        load(write("pi_s,a,label\nlong,1,x\n1,2,y\n"))
+    with pytest.raises(CorruptDataError, match="it has no column but 'label', 'annotator', 'pi_s'"):
+        load(write("annotator,label,pi_s\nzoe,x,1\nzoe,y,1\n"))

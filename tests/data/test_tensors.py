@@ -63,7 +63,9 @@ def test_fingerprint_is_of_the_contents(pets: TensorData):
     # Known value: a change of the scheme would invalidate stored results, so it must be made knowingly.
     assert mark == "643ddd6dee5a203554c0c74e4397eee8"
     strided = replace(pets, x=pets.x.permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    strided = replace(strided, y=torch.stack([pets.y, pets.y], 1)[:, 0])
     assert not strided.x.is_contiguous()
+    assert not strided.y.is_contiguous()
     same = [strided, replace(pets, name="other", notes=()), replace(pets, columns=dict(pets.columns))]
     assert {s.fingerprint() for s in same} == {mark}
     other = pets.x.clone()

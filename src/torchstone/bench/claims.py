@@ -60,8 +60,8 @@ class Claim:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Names of the arms that the claim compares."""
-        names = (self.arm, self.than if isinstance(self.than, str) else "")
+        """Names of the arms that the claim compares; none if it speaks about derived values."""
+        names = (self.arm, self.than) if self.arm and isinstance(self.than, str) else (self.arm,)
         return tuple(dict.fromkeys(name for name in names if name))
 
     def sentence(self) -> str:

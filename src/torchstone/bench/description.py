@@ -145,4 +145,4 @@ class _Derived:
 
     def __call__(self, row: Row) -> Mapping[str, float]:
         stored = self.values.get((self.experiment, row.replicate), {})
-        return {**dict.fromkeys(self.wanted, math.nan), **stored}
+        return {**stored, **dict.fromkeys(sorted(self.wanted - stored.keys()), math.nan)}

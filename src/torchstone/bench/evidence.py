@@ -70,6 +70,10 @@ def record(result: Result, smoke: Result) -> dict[str, Any]:
             }
             for name in result.rows
         },
+        "derived": {
+            name: {key: [_plain(mean), _plain(sd), n] for key, (mean, sd, n) in result.derived_means(name).items()}
+            for name in result.rows
+        },
         "environment": dict(result.environment),
         "cost": {
             "runs": len(runs),
@@ -81,13 +85,16 @@ def record(result: Result, smoke: Result) -> dict[str, Any]:
 
 
 def smoke_values(result: Result) -> dict[str, dict[str, float | None]]:
-    """Every value of replicate 0, by ``experiment/arm/case`` and metric; arrays by their mean."""
-    return {
-        f"{name}/{arm}/{case}": {metric: _plain(float(np.mean(value))) for metric, value in outcome.values.items()}
-        for name, rows in result.rows.items()
-        for row in rows[:1]
-        for (arm, case), outcome in row.outcomes.items()
-    }
+    """Every value of replicate 0, by ``experiment/arm/case`` and metric; arrays by their mean; derived ones apart."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, rows in result.rows.items():
+        for row in rows[:1]:
+            for (arm, case), outcome in row.outcomes.items():
+                values = {metric: _plain(float(np.mean(value))) for metric, value in outcome.values.items()}
+                found[f"{name}/{arm}/{case}"] = values
+            if row.derived:
+                found[name] = {metric: _plain(float(value)) for metric, value in row.derived.items()}
+    return found
 
 
 def moved(stored: Mapping[str, Any], smoke: Result, *, tolerance: float = 0.05) -> list[str]:

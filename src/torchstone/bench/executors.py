@@ -2,25 +2,32 @@
 
 It begins a cell only when asked for the next result, or, with several processes, as soon as one of them is free; so
 whoever stops asking stops the work. :class:`Inline` is for a debugger and for tiny studies, :class:`Processes` for all
-cores: each worker computes with one thread, writes to the store itself, and may be killed at any time.
+cores: each worker computes with one thread, writes to the store itself, and may be killed at any time, as may the
+process that asks for the work. A worker that is left alone finishes its run and ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from torchstone.bench.capture import tail
 from torchstone.bench.identity import RunSpec
-from torchstone.bench.study import Study
-from torchstone.bench.worker import CellDone, Event, Worker
+from torchstone.bench.serving import Recipe, error_from, serve
+from torchstone.bench.store import RunRecord, Store, owner_id
+from torchstone.bench.worker import CellDone, Event, Worker, where
 from torchstone.errors import StudyError, TorchstoneError
 
 __all__ = ["Executor", "Inline", "Processes", "Recipe"]
@@ -29,6 +36,7 @@ CELLS_PER_PROCESS = 50  # a fresh process after so many: third-party code leaks
 DEATHS = 3  # of the worker, until a cell is given up
 GRACE_S = 10.0  # between asking a process to end and ending it
 WATCH_S = 0.5  # between two looks at memory and time
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has but one way
 
 
 class Executor(Protocol):
@@ -51,23 +59,13 @@ class Inline:
             yield self.worker.run(cell)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a worker process is made from."""
-
-    study: Study
-    study_id: str
-    store: str
-    device: str = "cpu"
-    fail_fast: bool = False
-
-
 @dataclass
 class _Process:
     """A worker process, and the cell it is busy with."""
 
     process: Any
     pipe: Any  # multiprocessing's connection; its class depends on the platform
+    said: int  # descriptor of the file to which it prints
     served: int = 0
     number: int = -1
     cell: Sequence[RunSpec] = ()
@@ -89,7 +87,8 @@ class Processes:
         jobs: number of processes.
         listen: receives the workers' events.
         cell_limit: wall-clock seconds after which a cell is ended and counts as failed.
-        memory_limit: resident bytes at which a worker is ended and its cell counts as failed.
+        memory_limit: resident bytes (of a worker, without what it starts) at which its cell is ended and counts as
+            failed; looked at twice a second.
     """
 
     recipe: Recipe
@@ -120,24 +119,24 @@ class Processes:
         deaths: dict[int, int] = {}
         again: list[tuple[int, Sequence[RunSpec]]] = []
         following = 0
-        interrupted = False
-        try:
-            while True:
-                while not interrupted and (free := self._free()) is not None:
-                    job = again.pop(0) if again else next(source, None)
-                    if job is None:
-                        drained = True
-                        break
-                    self._send(free, *job)
-                if following in ready:
-                    following += 1
-                    yield ready.pop(following - 1)
-                    continue
-                if not any(worker.busy for worker in self._pool) and (drained or interrupted):
-                    if interrupted:
-                        raise KeyboardInterrupt
-                    return
-                try:
+        atexit.register(self._end)  # before multiprocessing waits for its children, whoever forgot to close this
+        with _Interrupts() as interrupts:
+            try:
+                while True:
+                    while not interrupts.count and (free := self._free()) is not None:
+                        job = again.pop(0) if again else next(source, None)
+                        if job is None:
+                            drained = True
+                            break
+                        self._send(free, *job)
+                    if following in ready:
+                        following += 1
+                        yield ready.pop(following - 1)
+                        continue
+                    if not any(worker.busy for worker in self._pool) and (drained or interrupts.count):
+                        if interrupts.count:
+                            raise KeyboardInterrupt
+                        return
                     for worker, done in self._listen_once():
                         number, cell = worker.number, worker.cell
                         worker.number = -1
@@ -145,18 +144,16 @@ class Processes:
                             ready[number] = done
                             continue
                         deaths[number] = deaths.get(number, 0) + 1
-                        cause = self._bury(worker)
-                        if deaths[number] < DEATHS and not cause:
+                        cause, said = self._bury(worker)
+                        if deaths[number] < DEATHS and not worker.ended_for:
                             again.append((number, cell))
                         else:
-                            cause = cause or f"its process died {DEATHS} times, perhaps for want of memory"
-                            ready[number] = self._give_up(cell, cause)
-                except KeyboardInterrupt:
-                    if interrupted:
-                        raise
-                    interrupted = True
-        finally:
-            self._end()
+                            ready[number] = self._give_up(cell, cause, said)
+                    if interrupts.is_new():
+                        self.listen(Event("interrupted"))
+            finally:
+                self._end()
+                atexit.unregister(self._end)
 
     # ---------------------------------------------------------------- processes
 
@@ -168,13 +165,20 @@ class Processes:
             self._dismiss(worker)
         if len(self._pool) >= self.jobs:
             return None
-        context = get_context("spawn")
+        said, path = tempfile.mkstemp(prefix="torchstone-")
+        context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(self.recipe, theirs), daemon=True)
-        with _one_thread():
-            process.start()
+        process = context.Process(target=serve, args=(self.recipe, theirs, path))
+        try:
+            with _one_thread():
+                process.start()
+        except OSError as error:
+            os.close(said)
+            os.unlink(path)
+            reason = error.strerror or error
+            raise TorchstoneError(f"a worker process cannot be started ({reason}): ask for fewer jobs") from None
         theirs.close()
-        self._pool.append(_Process(process, ours))
+        self._pool.append(_Process(process, ours, said))
         return self._pool[-1]
 
     def _send(self, worker: _Process, number: int, cell: Sequence[RunSpec]) -> None:
@@ -188,82 +192,114 @@ class Processes:
         finished: list[tuple[_Process, CellDone | None]] = []
         busy: dict[Any, _Process] = {worker.pipe: worker for worker in self._pool if worker.busy}
         for pipe in connection.wait(list(busy), timeout=WATCH_S):
-            worker = busy[pipe]
+            worker = busy.pop(pipe)
             try:
                 kind, content = worker.pipe.recv()
             except (EOFError, OSError):
                 finished.append((worker, None))
                 continue
-            worker.started = True
             if kind == "event":
                 self.listen(content)
             elif kind == "ready":
-                continue
+                worker.started, worker.since = True, time.monotonic()
             elif kind == "done":
                 finished.append((worker, content))
             else:
-                name, text = content
-                raise (StudyError if name == "StudyError" else TorchstoneError)(text)
-        for worker in busy.values():
-            if not worker.busy or any(worker is other for other, _ in finished):
-                continue
-            reason = self._beyond_limits(worker)
-            if reason:
-                worker.process.terminate()
+                raise error_from(*content)
+        for worker in busy.values():  # nothing came from these
+            worker.ended_for = self._beyond_limits(worker)
+            if worker.ended_for:
+                _signal(worker.process, signal.SIGTERM)
                 worker.process.join(GRACE_S)
-                worker.process.kill()
-                worker.ended_for = reason
+                finished.append((worker, None))
+            elif not worker.process.is_alive() and not worker.pipe.poll():  # what it started still holds its pipe
                 finished.append((worker, None))
         return finished
 
     def _beyond_limits(self, worker: _Process) -> str:
-        if time.monotonic() - worker.since > self.cell_limit:
-            return f"it took longer than {self.cell_limit:g} s"
+        if worker.started and time.monotonic() - worker.since > self.cell_limit:
+            return f"its cell took longer than cell_limit = {self.cell_limit:g} s: raise the limit, or compute less"
         if self.memory_limit < float("inf") and _resident(worker.process.pid) > self.memory_limit:
-            return f"it used more than {self.memory_limit / 2**20:.0f} MiB of memory"
+            limit = f"{self.memory_limit / 2**20:.0f} MiB"
+            return f"its process used more memory than memory_limit = {limit}: raise the limit, or compute less at once"
         return ""
 
-    def _bury(self, worker: _Process) -> str:
-        """Remove a dead worker; return why it was ended, if it was us."""
+    def _bury(self, worker: _Process) -> tuple[str, str]:
+        """Remove a dead worker; return why it died, and what its run said last."""
+        worker.process.join(GRACE_S)
+        said, code = tail(worker.said), worker.process.exitcode or 0
         self._dismiss(worker)
-        if not worker.started:
+        if not worker.started and code >= 0:
             raise TorchstoneError(
                 "a worker process died while it was starting; if you call this from a script, put the call under "
                 "`if __name__ == '__main__':`, or ask for one job"
             )
-        return worker.ended_for
+        return worker.ended_for or f"its process {_death(code)}", said
 
-    def _give_up(self, cell: Sequence[RunSpec], cause: str) -> CellDone:
-        """Note the runs that are missing as failed, and take those that were finished."""
-        from torchstone.bench.store import Store, owner_id
-
+    def _give_up(self, cell: Sequence[RunSpec], cause: str, said: str) -> CellDone:
+        """Note the run in flight as failed; keep what was finished, and give back what had not begun."""
+        ids, owner = [spec.run_id for spec in cell], owner_id()
         with Store.open(self.recipe.store) as store:
-            done = store.outcomes([spec.run_id for spec in cell])
-            missing = [spec for spec in cell if spec.run_id not in done]
-            for run_id in store.claim([spec.run_id for spec in missing], owner_id()):
-                store.fail(run_id, owner_id(), cause)
-        failures = tuple(f"{s.experiment}/{s.arm}/{s.case}/{s.replicate}: {cause}" for s in missing)
-        for spec in missing:
+            done = store.outcomes(ids)
+            raised = [record for record in store.records(ids) if record.status == "failed"]
+            known = {*done, *(record.run_id for record in raised)}
+            rest = [spec for spec in cell if spec.run_id not in known]
+            claimed = store.claim([spec.run_id for spec in rest], owner)
+            for spec in rest[:1]:
+                store.fail(spec.run_id, owner, cause, text=said)
+            store.release(claimed, owner)
+        for spec in rest[:1]:
             self.listen(Event("failed", {"spec": spec, "error": cause}))
+        failures = (*map(_failure, raised), *(f"{where(spec)}: {cause}" for spec in rest[:1]))
         return CellDone(tuple(cell), done, failures)
 
     def _dismiss(self, worker: _Process) -> None:
-        """End an idle (or dead) worker."""
+        """End an idle (or dead) worker, and whatever it has left running."""
         self._pool.remove(worker)
         with contextlib.suppress(OSError):
             worker.pipe.send(None)
         worker.pipe.close()
         worker.process.join(GRACE_S)
-        if worker.process.is_alive():
-            worker.process.kill()
+        _signal(worker.process, KILL)
+        worker.process.join(GRACE_S)
+        os.close(worker.said)
 
     def _end(self) -> None:
         """End all workers: idle ones are asked, busy ones are stopped; the store frees what they held."""
         for worker in self._pool:
             if worker.busy:
-                worker.process.terminate()
+                _signal(worker.process, signal.SIGTERM)
         for worker in list(self._pool):
             self._dismiss(worker)
+
+
+class _Interrupts:
+    """Counts Ctrl-C in this block: the first is noted, the second raises ``KeyboardInterrupt``."""
+
+    def __init__(self) -> None:
+        self.count = self.seen = 0
+
+    def is_new(self) -> bool:
+        """Whether there was one since this was last asked."""
+        seen, self.seen = self.seen, self.count
+        return self.count > seen
+
+    def __enter__(self) -> _Interrupts:
+        # Only the main thread may listen, and whoever else handles the signal keeps it.
+        alone = threading.current_thread() is threading.main_thread()
+        self.ours = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self.ours:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.count += 1
+        if self.count == 2:  # further ones must not disturb the end
+            raise KeyboardInterrupt
+
+    def __exit__(self, *error: object) -> None:
+        if self.ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _one_thread:
@@ -283,33 +319,27 @@ class _one_thread:
                 os.environ[name] = value
 
 
-def _serve(recipe: Recipe, pipe: Any) -> None:
-    """A worker process: cells in, events and outcomes out, until told to stop or left alone."""
-    from torchstone.bench.store import Store
+def _failure(record: RunRecord) -> str:
+    place = f"{record.experiment}/{record.arm}/{record.case}/{record.replicate}"
+    return f"{place}: {record.error_type}: {record.error_text}"
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
-    with Store.open(recipe.store) as store:
-        worker = Worker(
-            recipe.study,
-            recipe.study_id,
-            store,
-            device=recipe.device,
-            fail_fast=recipe.fail_fast,
-            listen=lambda event: pipe.send(("event", event)),
-        )
-        pipe.send(("ready", None))
-        while True:
-            try:
-                cell = pipe.recv()
-            except EOFError:  # the driver is gone
-                return
-            if cell is None:
-                return
-            try:
-                message: tuple[str, Any] = ("done", worker.run(cell))
-            except Exception as error:
-                message = ("raised", (type(error).__name__, f"{error}"))
-            pipe.send(message)
+
+def _death(code: int) -> str:
+    """How a process ended, time and again."""
+    if code >= 0:
+        return f"ended {DEATHS} times with exit code {code}: an arm must return or raise"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    hint = ", perhaps for want of memory: fewer jobs need less" if -code == KILL else ""
+    return f"was killed {DEATHS} times by {name}{hint}"
+
+
+def _signal(process: Any, number: int) -> None:
+    """Send a signal to a worker and to all that it started."""
+    try:
+        os.killpg(process.pid, number)
+    except (AttributeError, OSError):  # no such groups here, or it has not made its own yet
+        if process.is_alive():
+            os.kill(process.pid, number)
 
 
 def _resident(pid: int) -> int:

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from torchstone.bench.seeds import SOURCES, Seeds
 from torchstone.bench.study import SCALES
 from torchstone.errors import StudyError, did_you_mean
 
 __all__ = ["KINDS", "RunSpec", "canonical_json", "digest", "plain"]
 
-KINDS = ("trial", "hpo")
+KINDS = ("trial", "hpo", "variance")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class RunSpec:
         case: name of the case.
         replicate: number of the replicate, from 0.
         scale: ``smoke``, ``bench`` or ``paper``.
-        kind: ``trial`` counts; ``hpo`` is a tuning draw.
-        attempt: number of the tuning draw; 0 for a trial.
+        kind: ``trial`` counts; ``hpo`` is a tuning draw; in ``variance`` one source of variation alone is resampled.
+        attempt: number of the tuning draw, or of the source in :data:`~torchstone.bench.seeds.SOURCES`; 0 for a trial.
         seed: seed of the study.
         hyper: the final hyper-parameters passed to the arm.
         setting: the study's own sizes at that scale (a dataclass, a mapping, or nothing).
@@ -85,11 +86,19 @@ class RunSpec:
                 raise StudyError(f"{name} of a run must be an integer from {low} to 2**63 - 1, but is {value!r}")
         if self.kind == "trial" and self.attempt:
             raise StudyError(f"attempt numbers tuning draws; it must be 0 for a trial, but is {self.attempt}")
+        if self.kind == "variance" and self.attempt >= len(SOURCES):
+            raise StudyError(f"attempt numbers a source of variation, of which there are {len(SOURCES)}")
 
     @functools.cached_property
     def run_id(self) -> str:
         """128-bit hash of all fields, in hexadecimal."""
         return digest({f.name: plain(getattr(self, f.name), f.name) for f in fields(self)})
+
+    @property
+    def seeds(self) -> Seeds:
+        """Its random streams."""
+        seeds = Seeds(self.seed, self.replicate)
+        return seeds.varying(SOURCES[self.attempt]) if self.kind == "variance" else seeds
 
     @property
     def cell(self) -> tuple[str, str, int, str, int]:

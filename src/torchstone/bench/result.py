@@ -56,6 +56,8 @@ class Result:
     store: str = ""
     seconds: float = 0.0
     e_threshold: float = 20.0
+    variance: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]] = field(default_factory=dict)
+    """Experiment -> arm -> source -> scores of the primary claim's metric while that source alone is resampled."""
 
     @property
     def primary(self) -> Judgement:
@@ -74,13 +76,15 @@ class Result:
             for slot, outcome in row.outcomes.items():
                 if metric in outcome.values:
                     table.setdefault(slot, []).append(float(np.mean(outcome.values[metric])))
-        summary = {}
-        for slot, values in table.items():
-            finite = [value for value in values if not math.isnan(value)]
-            mean = float(np.mean(finite)) if finite else math.nan
-            spread = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
-            summary[slot] = (mean, spread, len(finite))
-        return summary
+        return {slot: _summary(values) for slot, values in table.items()}
+
+    def derived_means(self, experiment: str) -> dict[str, tuple[float, float, int]]:
+        """Mean, standard deviation and count of each value derived from whole replicates; NaN left out."""
+        table: dict[str, list[float]] = {}
+        for row in self.rows.get(experiment, ()):
+            for name, value in row.derived.items():
+                table.setdefault(name, []).append(float(value))
+        return {name: _summary(values) for name, values in table.items()}
 
     def metrics(self, experiment: str) -> tuple[str, ...]:
         """Names of all metrics of an experiment, in the order of first appearance."""
@@ -95,6 +99,7 @@ class Result:
                 "experiment": j.experiment,
                 "claim": j.claim.sentence(),
                 "kind": type(j.claim).__name__,
+                "metric": j.claim.metric,
                 "primary": j.claim.primary,
                 "premise": j.premise,
                 "always": j.claim.always,
@@ -150,6 +155,14 @@ class Result:
         lines = [f"{self.study.name} ({self.scale} scale): {self.verdict}"]
         lines += [f"  {j.verdict:<28} {j.claim.sentence()}" for j in self.judgements]
         return "\n".join(lines)
+
+
+def _summary(values: Sequence[float]) -> tuple[float, float, int]:
+    """Mean, standard deviation and count of the values that are numbers."""
+    finite = [value for value in values if not math.isnan(value)]
+    mean = float(np.mean(finite)) if finite else math.nan
+    spread = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
+    return mean, spread, len(finite)
 
 
 def _plain(number: float) -> float | None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 from torchstone.bench.description import describe
@@ -19,51 +18,24 @@ from torchstone.bench.executors import Executor, Inline, Processes, Recipe
 from torchstone.bench.fingerprint import fingerprint
 from torchstone.bench.identity import RunSpec
 from torchstone.bench.judge import judge, judge_experiment, settled
+from torchstone.bench.options import Options, ignore
 from torchstone.bench.outcome import Outcome, Row
 from torchstone.bench.result import Result, Tuning
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.space import draw
 from torchstone.bench.store import Store
 from torchstone.bench.study import Experiment, Study
-from torchstone.bench.worker import Event, Worker
+from torchstone.bench.variance import variance_cells, variance_scores
+from torchstone.bench.worker import CellDone, Event, Worker
+from torchstone.errors import StudyError
 
 __all__ = ["UNFINISHED", "Event", "Options", "RunStudy", "run_study"]
 
+Draws = dict[str, list[tuple[float, dict[str, Any]]]]  # arm -> objective and hyper-parameters of each draw
+
+VARIANCE_RUNS = 10  # of each source of variation
 UNFINISHED = "unfinished"  # how the reason begins if a study that was read back has not come to its end
 TUNING_SHARE = 0.4  # of a time budget that tuning may use, so that replicates are left to decide anything
-
-
-def _ignore(event: Event) -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run a study; nothing in here changes what a run computes, except ``scale``.
-
-    Args:
-        scale: ``smoke`` (never a verdict), ``bench`` or ``paper``.
-        only: names of experiments; ``()`` means all.
-        budget: wall-clock seconds after which no new work is begun.
-        replicates: stop after so many, even if undecided; it cannot raise the study's own maximum.
-        device: where the arms compute.
-        e_threshold: evidence that decides a claim early: 20, or 100 for published evidence.
-        fail_fast: stop at the first run that raises.
-        jobs: worker processes; with 1, or a store in memory, everything runs in this process.
-        listen: receives every :class:`Event`.
-        available: ``available(need) -> ""`` or the reason why it is missing.
-    """
-
-    scale: str = "bench"
-    only: tuple[str, ...] = ()
-    budget: float = math.inf
-    replicates: int | None = None
-    device: str = "cpu"
-    e_threshold: float = 20.0
-    fail_fast: bool = False
-    jobs: int = 1
-    listen: Callable[[Event], None] = _ignore
-    available: Callable[[str], str] = lambda need: ""
 
 
 class _Stopped(Exception):
@@ -100,6 +72,7 @@ def run_study(study: Study, store: Store, options: Options | None = None) -> Res
 def _plan(study: Study, options: Options) -> dict[str, Any]:
     """What of a study is run, and the identity of its code; stored with it, so that its runs are found again."""
     return {
+        **({"variance": True} if options.variance else {}),
         "scale": options.scale,
         "e_threshold": options.e_threshold,
         "replicates": options.replicates,
@@ -121,13 +94,22 @@ def _obstacle(experiment: Experiment, options: Options) -> str:
 
 
 def _executor(study: Study, study_id: str, store: Store, options: Options) -> Executor:
-    if options.jobs == 1 or store.url == ":memory:":
-        worker = Worker(
-            study, study_id, store, device=options.device, fail_fast=options.fail_fast, listen=options.listen
+    in_memory = store.url == ":memory:"
+    if options.executor == "process" and in_memory:
+        raise StudyError("worker processes cannot share a store in memory: name a file for the store")
+    wanted = options.executor == "process" or (options.executor == "auto" and (options.jobs > 1 or options.limited))
+    if wanted and not in_memory:
+        recipe = Recipe(study, study_id, store.where, device=options.device, fail_fast=options.fail_fast)
+        limits = {"cell_limit": options.cell_limit, "memory_limit": options.memory_limit}
+        return Processes(recipe, options.jobs, listen=options.listen, **limits)
+    if options.limited:
+        raise StudyError(
+            "only a worker process can be held to cell_limit and memory_limit: leave them out, or use "
+            "executor='process' with a file for the store"
         )
-        return Inline(worker)
-    recipe = Recipe(study, study_id, store.where, device=options.device, fail_fast=options.fail_fast)
-    return Processes(recipe, options.jobs, listen=options.listen)
+    return Inline(
+        Worker(study, study_id, store, device=options.device, fail_fast=options.fail_fast, listen=options.listen)
+    )
 
 
 class RunStudy:
@@ -162,17 +144,22 @@ class RunStudy:
         tunings: dict[str, Mapping[str, Tuning]] = {}
         not_run: dict[str, str] = {}
         stopped: dict[str, str] = {}
+        variance: dict[str, dict[str, dict[str, list[float]]]] = {}
         run_ids: list[str] = []
+        works: list[_Work] = []
         for experiment in self.study.experiments:
-            name = experiment.name
-            not_run[name] = self.plan["not_run"][name]
-            if not_run[name]:
-                continue
-            work = _Work(self, experiment)
+            not_run[experiment.name] = self.plan["not_run"][experiment.name]
+            if not not_run[experiment.name]:
+                works.append(_Work(self, experiment))
+        self.emit("planned")
+        for work in works:
+            experiment, name = work.experiment, work.experiment.name
             tunings[name] = {}
             try:
                 tunings[name] = work.tune()
                 stopped[name] = work.replicate(tunings[name])
+                if self.options.variance and experiment is self.study.primary[0] and not self.failures:
+                    variance[name] = work.vary(tunings[name])
             except _Stopped as stop:
                 stopped[name] = str(stop)
             rows[name] = work.rows
@@ -193,6 +180,7 @@ class RunStudy:
             store=self.store.url,
             seconds=time.monotonic() - self.started,
             e_threshold=self.options.e_threshold,
+            variance=variance,
         )
 
     def keep_derived(self, experiment: Experiment, row: Row) -> None:
@@ -224,18 +212,49 @@ class _Work:
             high = tries = 1
         self.limit = high if run.options.replicates is None else min(high, run.options.replicates)
         self.tries = tries if self.tunable else 0
-        run.emit(
-            "plan",
-            experiment=experiment.name,
-            arms=len(experiment.arms),
-            cases=len(experiment.cases),
-            draws=self.tries * len(self.tunable),
-            runs=self.limit * len(experiment.slots),
-            replicates=self.limit,
-        )
+        if run.options.listen is not ignore:
+            done, estimate = self._ahead()
+            run.emit(
+                "plan",
+                experiment=experiment.name,
+                arms=len(experiment.arms),
+                cases=len(experiment.cases),
+                draws=self.tries * len(self.tunable),
+                runs=self.limit * len(experiment.slots),
+                replicates=self.limit,
+                done=done,
+                estimate=estimate,
+            )
+
+    def _ahead(self) -> tuple[int, float | None]:
+        """How many draws and runs are stored, and how many seconds all others will take.
+
+        The seconds are those of past runs, of older code or other hyper-parameters too; None if there are none.
+        """
+        draws = [spec for attempt in range(self.tries) for spec in self._draws(attempt)]
+        states = self.run.store.states(spec.run_id for spec in draws)
+        ahead = [spec for spec in draws if states.get(spec.run_id) != "done"]
+        tunings = self._stored_tunings(draws) if not ahead else {name: Tuning({}) for name in self.experiment.arms}
+        places = [(case, number) for number in range(self.limit) for case in self.experiment.cases]
+        trials = [spec for case, number in places for spec in self._cell(tunings, case, number)]
+        if not ahead:  # before tuning is over it is not known which runs there will be
+            states |= self.run.store.states(spec.run_id for spec in trials)
+        ahead += [spec for spec in trials if states.get(spec.run_id) != "done"]
+        seconds = self.run.store.mean_seconds(self.run.study.name, self.run.options.scale)
+        known = [seconds.get((spec.kind, spec.experiment, spec.arm, spec.case)) for spec in ahead]
+        jobs = self.run.executor.jobs if isinstance(self.run.executor, Processes) else 1
+        total = None if None in known else math.fsum(filter(None, known)) / jobs
+        return len(draws) + len(trials) - len(ahead), total
+
+    def _stored_tunings(self, specs: Sequence[RunSpec]) -> dict[str, Tuning]:
+        outcomes = self.run.store.outcomes(spec.run_id for spec in specs)
+        draws: Draws = {name: [] for name in self.tunable}
+        for spec in specs:
+            draws[spec.arm].append(_drawn(spec, outcomes[spec.run_id]))
+        return {name: self._tuning(name, draws) for name in self.experiment.arms}
 
     def spec(self, arm: str, case: str, hyper: Mapping[str, Any], **place: Any) -> RunSpec:
-        spec = RunSpec(
+        return RunSpec(
             study=self.run.study.name,
             experiment=self.experiment.name,
             arm=arm,
@@ -248,12 +267,14 @@ class _Work:
             fingerprint=self.prints[arm],
             **place,
         )
-        self.run_ids.append(spec.run_id)
-        return spec
+
+    def _begun(self, cell: list[RunSpec]) -> list[RunSpec]:
+        self.run_ids += [spec.run_id for spec in cell]
+        return cell
 
     def tune(self) -> dict[str, Tuning]:
         """Draw after draw, all arms the same number; under a budget all stop after the same draw."""
-        draws: dict[str, list[tuple[float, dict[str, Any]]]] = {name: [] for name in self.tunable}
+        draws: Draws = {name: [] for name in self.tunable}
         with closing(self.run.executor.run(self._tuning_cells())) as cells:
             for done in cells:
                 self.run.failures += done.failures
@@ -262,8 +283,7 @@ class _Work:
                 if not done.complete:  # read back from a store: what is there decides, as under a time budget
                     break
                 for spec in done.specs:
-                    objective = done.outcomes[spec.run_id].objective
-                    draws[spec.arm].append((-math.inf if objective is None else objective, dict(spec.hyper)))
+                    draws[spec.arm].append(_drawn(spec, done.outcomes[spec.run_id]))
         if not all(draws.values()):
             raise _Stopped(f"{UNFINISHED}: not tuned yet")
         tunings = {name: self._tuning(name, draws) for name in self.experiment.arms}
@@ -271,18 +291,23 @@ class _Work:
         return tunings
 
     def _tuning_cells(self) -> Iterator[list[RunSpec]]:
-        seeds, case = Seeds(self.run.study.seed), self.experiment.tuning_case
         for attempt in range(self.tries):
             if attempt and self.run.elapsed() > self.run.options.budget * TUNING_SHARE:
                 return
-            cell = []
-            for name in self.tunable:
-                arm = self.experiment.arms[name]
-                hyper = {**arm.hyper, **draw(arm.space, attempt, seeds)}
-                cell.append(self.spec(name, case, hyper, replicate=0, kind="hpo", attempt=attempt))
-            yield cell
+            yield self._begun(self._draws(attempt))
 
-    def _tuning(self, name: str, draws: Mapping[str, list[tuple[float, dict[str, Any]]]]) -> Tuning:
+    def _draws(self, attempt: int) -> list[RunSpec]:
+        """One draw of every tunable arm."""
+        seeds, case = Seeds(self.run.study.seed), self.experiment.tuning_case
+        arms = {name: self.experiment.arms[name] for name in self.tunable}
+        return [
+            self.spec(
+                name, case, {**arm.hyper, **draw(arm.space, attempt, seeds)}, replicate=0, kind="hpo", attempt=attempt
+            )
+            for name, arm in arms.items()
+        ]
+
+    def _tuning(self, name: str, draws: Draws) -> Tuning:
         arm = self.experiment.arms[name]
         source = name if arm.space else arm.tuned_as
         if source is None:
@@ -332,8 +357,38 @@ class _Work:
             for case in self.experiment.cases:
                 if self.run.elapsed() > self.run.options.budget:
                     return
-                yield [
-                    self.spec(arm, case, tunings[arm].hyper, replicate=number)
-                    for arm in self.experiment.arms
-                    if case in self.experiment.cases_of(arm)
-                ]
+                yield self._begun(self._cell(tunings, case, number))
+
+    def _cell(self, tunings: Mapping[str, Tuning], case: str, number: int) -> list[RunSpec]:
+        """The runs of all arms in one case of a replicate."""
+        arms = [arm for arm in self.experiment.arms if case in self.experiment.cases_of(arm)]
+        return [self.spec(arm, case, tunings[arm].hyper, replicate=number) for arm in arms]
+
+    def vary(self, tunings: Mapping[str, Tuning]) -> dict[str, dict[str, list[float]]]:
+        """Scores of the arms of the primary claim: arm -> source that alone was resampled -> scores."""
+        claim, runs = self.run.study.primary[1], 2 if self.run.options.scale == "smoke" else VARIANCE_RUNS
+
+        def spec(arm: str, case: str, **place: Any) -> RunSpec:
+            return self.spec(arm, case, tunings[arm].hyper, **place)
+
+        cells = list(variance_cells(claim, self.experiment, runs, spec))
+        self.run.emit("variance", experiment=self.experiment.name, runs=sum(map(len, cells)))
+        done: list[CellDone] = []
+        with closing(self.run.executor.run(self._within_budget(cells))) as finished:
+            for one in finished:
+                self.run.failures += one.failures
+                if one.failures:
+                    break
+                done.append(one)
+        return variance_scores(claim, done)
+
+    def _within_budget(self, cells: Iterable[list[RunSpec]]) -> Iterator[list[RunSpec]]:
+        for cell in cells:
+            if self.run.elapsed() > self.run.options.budget:
+                return
+            yield self._begun(cell)
+
+
+def _drawn(spec: RunSpec, outcome: Outcome) -> tuple[float, dict[str, Any]]:
+    """What tuning knows of a draw."""
+    return (-math.inf if outcome.objective is None else outcome.objective, dict(spec.hyper))

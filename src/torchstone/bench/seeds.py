@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCES", "Seeds"]
 
+# Stored runs refer to a source by its place: add at the end only.
 SOURCES = ("split", "init", "order", "augment", "noise", "hpo")
 
 

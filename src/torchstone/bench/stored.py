@@ -58,7 +58,12 @@ def stored_result(store: Store, name: str, *, scale: str | None = None) -> Resul
         raise did_you_mean(f"scale of study {name!r} in the store", scale, scales)
     record = scales[scale] if scale is not None else max(scales.values(), key=lambda one: one.at)
     plan = record.stated["plan"]
-    options = Options(scale=plan["scale"], e_threshold=plan["e_threshold"], replicates=plan["replicates"])
+    options = Options(
+        scale=plan["scale"],
+        e_threshold=plan["e_threshold"],
+        replicates=plan["replicates"],
+        variance=plan.get("variance", False),
+    )
     study = restore(record.stated, store.derived(record.study_id))
     result = _ReadStudy(study, store, options, _Lookup(store), plan, record.study_id).all()
     environments = store.environments()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import threading
 import time
 import warnings
@@ -17,23 +18,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torchstone.bench.capture import Capture, Streams
 from torchstone.bench.identity import RunSpec
 from torchstone.bench.outcome import Outcome
-from torchstone.bench.seeds import Seeds
 from torchstone.bench.store import Store
 from torchstone.bench.store.owner import owner_id
 from torchstone.bench.study import Cell, Experiment, Study
-from torchstone.errors import CorruptDataError, DivergedError, StudyError
+from torchstone.errors import CorruptDataError, DivergedError, StoreError, StudyError, TorchstoneError
 
-__all__ = ["CellDone", "Event", "Worker"]
+__all__ = ["CellDone", "Event", "Worker", "reason_of", "where"]
 
 LEASE_S = 60.0
 WAIT_S = 0.2  # between two looks at runs that another worker holds
+REASON_LENGTH = 500  # of the text of an error in a message; the store keeps more
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth showing: ``plan``, ``tuned``, ``run``, ``replicate``, ``failed``, ``stopped``, ``done``."""
+    """Something worth showing.
+
+    ``plan``, ``planned``, ``tuned``, ``run``, ``replicate``, ``failed``, ``interrupted``, ``stopped``, ``done``.
+    """
 
     kind: str
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +68,7 @@ class Worker:
         device: where the arms compute.
         fail_fast: raise what an arm raises, instead of noting it.
         listen: receives ``run`` and ``failed`` events.
+        capture: hears what the arms print.
     """
 
     def __init__(
@@ -74,9 +80,11 @@ class Worker:
         device: str = "cpu",
         fail_fast: bool = False,
         listen: Callable[[Event], None] = lambda event: None,
+        capture: Capture | None = None,
     ) -> None:
         self.study, self.study_id, self.store = study, study_id, store
         self.device, self.fail_fast, self.listen = device, fail_fast, listen
+        self.capture = capture or Streams()
         self.owner = owner_id()
 
     def run(self, specs: Sequence[RunSpec]) -> CellDone:
@@ -111,7 +119,8 @@ class Worker:
 
         def renew() -> None:
             while not over.wait(LEASE_S / 3):
-                self.store.renew(sorted(held), self.owner, LEASE_S)
+                with contextlib.suppress(StoreError):  # the lease outlives two more tries
+                    self.store.renew(sorted(held), self.owner, LEASE_S)
 
         heart = threading.Thread(target=renew, daemon=True)
         heart.start()
@@ -121,7 +130,8 @@ class Worker:
             over.set()
             heart.join()
             if held:
-                self.store.release(sorted(held), self.owner)
+                with contextlib.suppress(StoreError):  # then the lease ends by itself; what broke the store is told
+                    self.store.release(sorted(held), self.owner)
 
     def _run_arm(self, spec: RunSpec, shared: _Shared, failures: dict[str, str]) -> Outcome | None:
         experiment = shared.experiment
@@ -135,8 +145,8 @@ class Worker:
         cell = Cell(
             experiment=spec.experiment,
             case=spec.case,
-            replicate=spec.replicate,
-            seeds=Seeds(spec.seed, spec.replicate),
+            replicate=0 if spec.kind == "variance" else spec.replicate,
+            seeds=spec.seeds,
             setting=experiment.settings.get(spec.scale),
             tuning=spec.kind == "hpo",
             device=self.device,
@@ -146,22 +156,21 @@ class Worker:
         cell = replace(cell, shared=shared.bind(cell))
         shared.seconds = 0.0
         wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            outcome = _checked(experiment.arms[spec.arm].run(cell, **spec.hyper), spec)
-        except DivergedError as error:
-            outcome = Outcome(objective=-math.inf, diverged=str(error) or "training diverged")
-        except StudyError as error:
-            self.store.fail(spec.run_id, self.owner, error)
-            raise
-        except Exception as error:
-            self.store.fail(spec.run_id, self.owner, error)
-            where = f"{spec.experiment}/{spec.arm}/{spec.case}/{spec.replicate}"
-            reason = f"{type(error).__name__}: {error}"
-            failures[spec.run_id] = f"{where}: {reason}"
-            self.listen(Event("failed", {"spec": spec, "error": reason}))
-            if self.fail_fast:
-                raise
-            return None
+        with self.capture() as said:
+            try:
+                outcome = _checked(experiment.arms[spec.arm].run(cell, **spec.hyper), spec)
+            except DivergedError as error:
+                outcome = Outcome(objective=-math.inf, diverged=_text(error) or "training diverged")
+            except (Exception, SystemExit) as error:
+                self.store.fail(spec.run_id, self.owner, error, text=said())
+                if isinstance(error, StudyError) or _debugger_quit(error):
+                    raise
+                failures[spec.run_id] = f"{where(spec)}: {reason_of(error)}"
+                self.listen(Event("failed", {"spec": spec, "error": reason_of(error)}))
+                if self.fail_fast:
+                    raise error if isinstance(error, Exception) else TorchstoneError(failures[spec.run_id]) from error
+                return None
+            text = said()
         stored = self.store.finish(
             spec.run_id,
             self.owner,
@@ -172,6 +181,7 @@ class Worker:
             peak_rss=_peak_rss(),
             device=self.device,
             curves=curves,
+            text=text,
         )
         if not stored:  # the lease was lost, to another worker that finishes the run
             return None
@@ -243,6 +253,32 @@ def _checked(outcome: Any, spec: RunSpec) -> Outcome:
         if outcome.objective is None and not outcome.diverged:
             raise StudyError(f"{where} returned no objective while being tuned")
     return outcome
+
+
+def where(spec: RunSpec) -> str:
+    """The name of a run in messages."""
+    return f"{spec.experiment}/{spec.arm}/{spec.case}/{spec.replicate}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What was raised, in one piece of text, whatever it was."""
+    text = _text(error)
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({text})"
+    return f"{type(error).__name__}: {text[:REASON_LENGTH]}{'...' * (len(text) > REASON_LENGTH)}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an error whose own text cannot be made is still an error
+        return ""
+
+
+def _debugger_quit(error: BaseException) -> bool:
+    """Whether the user left a debugger, which stops all and not only the run."""
+    bdb = sys.modules.get("bdb")
+    return bdb is not None and isinstance(error, bdb.BdbQuit)
 
 
 def _checkpoint_path(url: str, run_id: str) -> Path | None:

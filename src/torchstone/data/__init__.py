@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchstone.data.annotators import AnnotatorDataset, answer_table, majority_vote, simulate_answers
     from torchstone.data.arrays import from_arrays, from_dataset
     from torchstone.data.files import FileRow, data_root, get, verify
     from torchstone.data.label_noise import (
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
         transition_matrix,
         transition_noise,
     )
+    from torchstone.data.published_scores import unreproducible_scores
     from torchstone.data.registry import OWN_DATA_HELP, DataRow, available, load
+    from torchstone.data.signals import mnist1d
     from torchstone.data.splits import carve_validation, out_of_bootstrap, random_split_indices
     from torchstone.data.tensors import IndexedDataset, TensorData
 
 __all__ = [
     "OWN_DATA_HELP",
+    "AnnotatorDataset",
     "DataRow",
     "FileRow",
     "IndexedDataset",
     "TensorData",
+    "answer_table",
     "asymmetric_noise",
     "available",
     "carve_validation",
@@ -38,17 +43,31 @@ __all__ = [
     "get",
     "instance_dependent_noise",
     "load",
+    "majority_vote",
+    "mnist1d",
     "out_of_bootstrap",
     "pair_flip_noise",
     "random_split_indices",
+    "simulate_answers",
     "symmetric_noise",
     "transition_matrix",
     "transition_noise",
+    "unreproducible_scores",
     "verify",
 ]
 
 # Searched in this order on first use of a name; the first two need no torch, so listing and download do not either.
-_MODULES = ("registry", "files", "tensors", "splits", "label_noise", "arrays")
+_MODULES = (
+    "registry",
+    "files",
+    "tensors",
+    "splits",
+    "label_noise",
+    "arrays",
+    "annotators",
+    "signals",
+    "published_scores",
+)
 
 
 def __getattr__(name: str) -> Any:

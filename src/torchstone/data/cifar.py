@@ -88,10 +88,13 @@ def add_cifar10n(folder: Path | str, cifar10: TensorData) -> TensorData:
 
     ``random1`` to ``random3`` are the labels of single annotators, ``aggre`` their majority, ``worse`` a wrong one
     among them where there is one. If ``side_info_cifar10N.csv`` is there too, ``worker1`` to ``worker3`` and ``time1``
-    to ``time3`` are the annotators' ids and the seconds they took, recorded per ten images.
+    to ``time3`` are the annotators' ids and the seconds they took, recorded per ten images. The same stand a second
+    time as privileged information on the labels: ``answer``, ``annotator`` and ``pi`` (logarithm of the seconds) of all
+    three annotators, and ``random1_annotator``, ``random1_pi``, ``worse_annotator``, ... of single label columns.
 
     Shapes:
-        each column (n,) int64.
+        each column (n,) int64; ``answer`` and ``annotator`` (n, 3) int64, ``pi`` (n, 3, 1) float32; a single label's
+        ``..._pi`` (n, 1).
 
     Raises:
         DataNotFoundError: if ``CIFAR-10_human.pt`` is missing.
@@ -116,10 +119,26 @@ def add_cifar10n(folder: Path | str, cifar10: TensorData) -> TensorData:
     notes = cifar10.notes
     if side.is_file():
         columns |= {name: values[index // 10] for name, values in _read_side(side).items()}
+        columns |= _privileged(columns)
     else:
         notes = (*notes, f"no worker ids and times: {side.name} missing")
     columns = {name: values.to(cifar10.y.device) for name, values in columns.items()}
     return replace(cifar10, name="cifar10n", columns={**cifar10.columns, **columns}, notes=notes)
+
+
+def _privileged(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Who gave the labels of each column, and how long it took; of ``worse`` the first one who gave that label."""
+    answer, annotator, seconds = (
+        torch.stack([columns[f"{name}{i}"] for i in (1, 2, 3)], 1) for name in ("random", "worker", "time")
+    )
+    pi = seconds.clamp(min=1).float().log().unsqueeze(2)
+    found = {"answer": answer, "annotator": annotator, "pi": pi}
+    whose = {f"random{i + 1}": torch.full((len(answer),), i) for i in range(3)}
+    whose["worse"] = (answer == columns["worse"].unsqueeze(1)).int().argmax(1)
+    for name, place in whose.items():
+        row = torch.arange(len(place))
+        found |= {f"{name}_annotator": annotator[row, place], f"{name}_pi": pi[row, place]}
+    return found
 
 
 def _find(folder: Path) -> dict[str, Path]:

@@ -155,6 +155,36 @@ _CIFAR10N = (
         ("https://raw.githubusercontent.com/UCSC-REAL/cifar-10-100n/main/side_info_cifar10N.csv",),
     ),
 )
+_MUSIC = tuple(
+    DataFile(
+        name,
+        f"sha256:{checksum}",
+        (
+            "https://raw.githubusercontent.com/shahanaibrahimosu/end-to-end-crowdsourcing/"
+            f"7653680c475ba8faa5d4a7b104b42a2a5204cef9/data/Music/{name}",
+        ),
+    )
+    for name, checksum in (
+        ("music_genre_gold.csv", "28cd73e9bf555e5847de0b0fc4c4998264d4a272d657c452edf2c93c206bda64"),
+        ("music_genre_test.csv", "952b423483bef4e0aa38b628815232b600a745d028fc8dfe8addd49e616931b8"),
+        ("mturk_answers.csv", "07c7485ca27f7a0ab69e4dd014d329644a495e4dda498970b65ed1a173f0606a"),
+    )
+)
+_BOUTHILLIER = (
+    "https://raw.githubusercontent.com/bouthilx/repro/611734e4eddd6a76dd4c1e7114a28a634a2a75c1/src/repro/plots"
+)
+_UNREPRODUCIBLE_SCORES = (
+    DataFile(
+        "seed.json",
+        "sha256:1e7794424e7379a959d65157b255c481f32bcf0f9c997f4e4881c24ab527a222",
+        (f"{_BOUTHILLIER}/seed.json",),
+    ),
+    DataFile(
+        "hpo.json",
+        "sha256:30d002ca9364b61b2d1b74899e717740567549d4d612ea27346ded148e9b6ef6",
+        (f"{_BOUTHILLIER}/hpo.json",),
+    ),
+)
 
 _SETS = (
     KnownSet(
@@ -226,6 +256,20 @@ _SETS = (
         "torchstone.data.cifar:add_cifar10n",
         layouts=(Layout("cifar10n", _CIFAR10N),),
         base="cifar10",
+    ),
+    KnownSet(
+        "music-genre-crowd",
+        "700 + 300 songs, 124 features, 10 genres, 2 945 answers of 44 workers",
+        "none stated",
+        "torchstone.data.crowd:read_music_genre_crowd",
+        layouts=(Layout("music_genre_crowd", _MUSIC),),
+    ),
+    KnownSet(
+        "unreproducible_scores",
+        "test errors of 8 networks on 3 image sets, 10 seeds each, before and after tuning: scores, not samples",
+        "BSD-3-Clause",
+        "torchstone.data.published_scores:refuse_samples",
+        layouts=(Layout("unreproducible_scores", _UNREPRODUCIBLE_SCORES),),
     ),
 )
 

@@ -26,7 +26,8 @@ The data are the name of a known set (`torchstone data list`), a path, or your o
 
   DIR              one sub-folder of images per class; or DIR/train and DIR/test, each of that kind
   FILE.npz         arrays x (n, ...), y (n,) and, for clean test data, x_test and y_test
-  FILE.csv         a header, a column "label", and numbers in all other columns
+  FILE.csv         a header, a column "label", and numbers in all other columns; "annotator" and columns
+                   that begin with "pi_" tell who gave a label, and are no inputs
   module:function  called without arguments; returns (x, y), (x, y, x_test, y_test), a torch Dataset of
                    pairs, or a torchstone.data.TensorData; the module may lie in the working directory
 

@@ -110,7 +110,7 @@ class TensorData(Dataset[tuple[Tensor, Tensor]]):
         parts: list[tuple[str, Tensor]] = [("x", self.x), ("y", self.y), *sorted(self.columns.items())]
         for name, tensor in parts:
             digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         digest.update(repr(self.class_names).encode())
         digest.update(b"" if self.test is None else self.test.fingerprint().encode())
         return digest.hexdigest()

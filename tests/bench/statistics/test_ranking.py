@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from itertools import combinations
 
@@ -15,7 +14,7 @@ from scipy import stats
 from torchstone.bench.statistics import probability_of_outperforming
 from torchstone.bench.statistics.aggregate import aggregate_scores, performance_profile
 from torchstone.bench.statistics.multiplicity import adjust
-from torchstone.bench.statistics.ranking import critical_difference, friedman, rank_methods, ranking_instability
+from torchstone.bench.statistics.ranking import critical_difference, friedman, rank_methods
 from torchstone.bench.statistics.trend import trend_test
 from torchstone.bench.statistics.variance import variance_by_source
 from torchstone.bench.statistics.verdict import Verdict
@@ -129,38 +128,6 @@ def test_scores_to_rank_come_as_people_hold_them():
 def test_unusable_rankings_are_refused(scores, names, message):
     with pytest.raises(ValueError, match=message):
         rank_methods(scores, names=names)
-
-
-# ------------------------------------------------------------------ instability
-
-
-def test_two_overlapping_methods_are_ranked_wrong_as_often_as_runs_cross():
-    result = ranking_instability({"b": [1.0, 3.0], "a": [2.0, 4.0, 2.5]})
-    p = probability_of_outperforming([2.0, 4.0, 2.5], [1.0, 3.0], paired=False)
-    assert result.methods == ("a", "b")
-    assert result.same_order == result.same_best == pytest.approx(p, abs=0.012)
-    np.testing.assert_allclose(result.rank_variance, p * (1 - p), atol=0.01)
-
-
-def test_equal_runs_are_ranked_by_lot():
-    assert ranking_instability([[1.0, 1.0], [1.0, 1.0]]).same_order == pytest.approx(0.5, abs=0.015)
-
-
-@pytest.mark.real_data
-def test_published_scores_of_eight_networks(data_root):
-    expected = {
-        "seed": {"mnist": 0.003, "cifar10": 0.810, "cifar100": 0.429},
-        "hpo": {"mnist": 0.031, "cifar10": 0.529, "cifar100": 0.400},
-    }
-    unsure = {}
-    for kind, shares in expected.items():
-        errors = json.loads((data_root / "unreproducible_scores" / f"{kind}.json").read_text())["data"]
-        for dataset, share in shares.items():
-            scores = {model: -np.array(runs) for model, runs in errors[dataset].items()}
-            assert ranking_instability(scores).same_order == pytest.approx(share, abs=0.01)
-            p = [probability_of_outperforming(a, b, paired=False) for a, b in combinations(scores.values(), 2)]
-            unsure[kind, dataset] = sum(max(x, 1 - x) < 0.95 for x in p)
-    assert [unsure["seed", dataset] for dataset in ("mnist", "cifar10", "cifar100")] == [23, 2, 1]
 
 
 # ------------------------------------------------------------------ trend, variance, aggregates

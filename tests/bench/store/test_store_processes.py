@@ -131,6 +131,20 @@ with Store.open(path) as store:
     connection.close()
 
 
+def test_eight_processes_finish_runs_without_a_lock_error(path: Path, start: Start) -> None:
+    code = """
+with Store.open(path) as store:
+    mine = store.claim(ids, owner_id())
+    say(*(store.finish(run, owner_id(), Outcome({"a": 1.0}), wall_s=0, cpu_s=0) for run in mine))
+"""
+    with Store.open(path) as store:
+        ids = planned(store, specs(200))
+        workers = [start(code, path, *ids[i::8]) for i in range(8)]
+        assert [line(worker) for worker in workers] == [["True"] * 25] * 8
+        assert [worker.wait() for worker in workers] == [0] * 8
+        assert set(store.states(ids).values()) == {"done"}
+
+
 # ---------------------------------------------------------------- owners
 
 

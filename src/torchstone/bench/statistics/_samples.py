@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["as_array", "average_ranks", "pair_up"]
+__all__ = ["as_array", "average_ranks", "method_rows", "pair_up"]
 
 
 def as_array(name: str, scores: Any) -> Float[np.ndarray, " replicates *datasets"]:
@@ -60,3 +60,26 @@ def average_ranks(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Ranks from 1 (smallest); equal values share the mean of their ranks."""
     _, codes, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[codes]
+
+
+def method_rows(scores: Any, names: Sequence[str] | None) -> tuple[list[str], list[Float[np.ndarray, " n"]]]:
+    """Names and one checked 1-D array per method."""
+    if hasattr(scores, "columns"):
+        from torchstone.bench.statistics.score_table import from_frame
+
+        scores = from_frame(scores).blocks()
+    if isinstance(scores, Mapping):
+        if names is not None:
+            raise ValueError("names are those of the mapping: leave out the argument")
+        labels, values = [str(name) for name in scores], list(scores.values())
+    else:
+        values = list(scores)
+        labels = [str(name) for name in names] if names is not None else [str(i) for i in range(len(values))]
+    if len(labels) != len(values) or len(set(labels)) != len(labels):
+        raise ValueError(f"names must be {len(values)} different names, one per method, but are {labels}")
+    if len(values) < 2:
+        raise ValueError(f"ranking needs at least 2 methods, and there is {len(values)}")
+    rows = [as_array(label, value) for label, value in zip(labels, values, strict=True)]
+    if any(row.ndim != 1 for row in rows):
+        raise ValueError("scores must have shape (methods, blocks)")
+    return labels, rows

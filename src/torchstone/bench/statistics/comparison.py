@@ -107,6 +107,9 @@ def probability_of_outperforming(a: Any, b: Any, paired: bool = True) -> float:
     Raises:
         ValueError: if a score is NaN or infinite, an arm has fewer than 2, or shapes do not fit.
 
+    Source:
+        Module docstring.
+
     Example:
         >>> probability_of_outperforming([3, 2, 5], [1, 2, 4])
         0.8333333333333334

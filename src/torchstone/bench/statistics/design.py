@@ -25,6 +25,7 @@ __all__ = [
     "MIN_REPLICATES",
     "OperatingCharacteristics",
     "critical_wins",
+    "evidence_bounds",
     "operating_characteristics",
     "sample_size",
     "sign_test",
@@ -96,7 +97,7 @@ def operating_characteristics(
     check_float("ties", ties, 0, 2 * min(p, 1 - p))
     if wins_needed is None:
         wins_needed = critical_wins(n_max, alpha, gamma=gamma, e_threshold=e_threshold, n_min=n_min)
-    bounds = _evidence_bounds(n_max, e_threshold)
+    bounds = evidence_bounds(n_max, e_threshold)
     floor = max(n_min, MIN_REPLICATES)
     loss, win = 1 - p - ties / 2, p - ties / 2
     alive = np.ones(1)  # probability of each sum of half wins among the sequences that go on
@@ -123,7 +124,7 @@ def operating_characteristics(
 
 
 @lru_cache(maxsize=64)
-def _evidence_bounds(n_max: int, e_threshold: float) -> tuple[float, ...]:
+def evidence_bounds(n_max: int, e_threshold: float) -> tuple[float, ...]:
     """For n = 0..n_max the smallest number of (half) wins whose e-value reaches the threshold; inf if none does."""
     bounds = [math.inf]
     for n in range(1, n_max + 1):

@@ -1,4 +1,4 @@
-r"""Ranking k methods: mean ranks, who beats whom how often, which differences are real, and how stable the order is.
+r"""Ranking k methods: mean ranks, who beats whom how often, and which differences are real.
 
 Methods are ranked within blocks. For a statement about one data set the blocks are replicates; across data sets they
 are the data sets themselves, with each method's mean over replicates (seeds times data sets are not independent
@@ -6,14 +6,13 @@ blocks). Methods that no corrected pairwise test tells apart form cliques, the b
 at two methods at a time, so a pair's result does not depend on the others in the pool.
 
 Source: Demsar, *Statistical comparisons of classifiers over multiple data sets*, JMLR 7 (2006); Benavoli, Corani and
-Mangili, *Should we really use post-hoc tests based on mean-ranks?*, JMLR 17 (2016); Bouthillier, Laurent and Vincent,
-*Unreproducible research is reproducible*, ICML 2019 (stability of a single-run ranking).
+Mangili, *Should we really use post-hoc tests based on mean-ranks?*, JMLR 17 (2016).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -22,12 +21,12 @@ import numpy as np
 from jaxtyping import Float
 
 from torchstone._checks import check_float, check_int
-from torchstone.bench.statistics._samples import as_array
+from torchstone.bench.statistics._samples import method_rows
 from torchstone.bench.statistics.intervals import resampled_means
 from torchstone.bench.statistics.multiplicity import adjust
 from torchstone.bench.statistics.significance import signed_rank_test
 
-__all__ = ["Ranking", "RankingInstability", "critical_difference", "friedman", "rank_methods", "ranking_instability"]
+__all__ = ["Ranking", "critical_difference", "friedman", "rank_methods"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,94 +198,8 @@ def critical_difference(methods: int, blocks: int, *, alpha: float = 0.05) -> fl
     return q * math.sqrt(k * (k + 1) / (6 * n))
 
 
-@dataclass(frozen=True, eq=False)
-class RankingInstability:
-    """How much a ranking from one run per method differs from the ranking of the means.
-
-    Args:
-        methods: names, in the order of the means, best first.
-        same_order: share of single-run rankings that equal it.
-        same_best: share whose best method is its best.
-        rank_variance: variance of each method's single-run rank.
-    """
-
-    methods: tuple[str, ...]
-    same_order: float
-    same_best: float
-    rank_variance: Float[np.ndarray, " k"]
-
-
-def ranking_instability(
-    scores: Any, *, names: Sequence[str] | None = None, draws: int = 20_000, seed: int = 0
-) -> RankingInstability:
-    """Draw one run of each method, rank them, repeat: how often does a ranking without replicates go wrong?
-
-    Methods may have different numbers of runs; runs that score alike are ordered by lot.
-
-    Args:
-        scores: as for :func:`rank_methods`, but rows may differ in length.
-        names: names of the methods, for arrays.
-        draws: repetitions.
-        seed: of the draws.
-
-    Shapes:
-        k rows of at least 2 scores.
-
-    Cost:
-        O(draws x k log k).
-
-    Raises:
-        ValueError: if a score is NaN or infinite, or there are fewer than 2 methods or runs.
-
-    Source:
-        Bouthillier et al. 2019, section 4.
-
-    Example:
-        >>> ranking_instability({"a": [2, 3], "b": [0, 1]}).same_order
-        1.0
-    """
-    check_int("draws", draws, 1)
-    labels, rows = _rows(scores, names)
-    order = sorted(range(len(rows)), key=lambda i: -float(rows[i].mean()))
-    rng = np.random.default_rng(seed)
-    runs = np.stack([rows[i][rng.integers(rows[i].size, size=draws)] for i in order], axis=1)
-    ranking = np.lexsort((rng.random(runs.shape), -runs), axis=1)  # who is first, second, ...
-    positions = np.arange(len(rows))
-    ranks = np.empty_like(ranking)
-    np.put_along_axis(ranks, ranking, np.broadcast_to(positions, ranking.shape), axis=1)
-    return RankingInstability(
-        methods=tuple(labels[i] for i in order),
-        same_order=float((ranking == positions).all(axis=1).mean()),
-        same_best=float((ranking[:, 0] == 0).mean()),
-        rank_variance=ranks.var(axis=0),
-    )
-
-
-def _rows(scores: Any, names: Sequence[str] | None) -> tuple[list[str], list[Float[np.ndarray, " n"]]]:
-    """Names and one checked 1-D array per method."""
-    if hasattr(scores, "columns"):
-        from torchstone.bench.statistics.score_table import from_frame
-
-        scores = from_frame(scores).blocks()
-    if isinstance(scores, Mapping):
-        if names is not None:
-            raise ValueError("names are those of the mapping: leave out the argument")
-        labels, values = [str(name) for name in scores], list(scores.values())
-    else:
-        values = list(scores)
-        labels = [str(name) for name in names] if names is not None else [str(i) for i in range(len(values))]
-    if len(labels) != len(values) or len(set(labels)) != len(labels):
-        raise ValueError(f"names must be {len(values)} different names, one per method, but are {labels}")
-    if len(values) < 2:
-        raise ValueError(f"ranking needs at least 2 methods, and there is {len(values)}")
-    rows = [as_array(label, value) for label, value in zip(labels, values, strict=True)]
-    if any(row.ndim != 1 for row in rows):
-        raise ValueError("scores must have shape (methods, blocks)")
-    return labels, rows
-
-
 def _blocks(scores: Any, names: Sequence[str] | None) -> tuple[list[str], Float[np.ndarray, "n k"]]:
-    labels, rows = _rows(scores, names)
+    labels, rows = method_rows(scores, names)
     sizes = {label: row.size for label, row in zip(labels, rows, strict=True)}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"every method needs a score in every block, but the methods have {sizes}")

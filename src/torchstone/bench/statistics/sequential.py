@@ -269,6 +269,15 @@ class SequentialComparison:
     Give each replicate's score to :meth:`update` and stop when the decision says so: the settings are those of
     :func:`decide`, and so is the answer.
 
+    Cost:
+        O(replicates so far) for each update.
+
+    Raises:
+        ValueError: from :meth:`update`, if a score lies outside [0, 1] or a setting out of its range.
+
+    Source:
+        Module docstring.
+
     Example:
         >>> comparison = SequentialComparison(n_max=29)
         >>> for ours, theirs in [(0.91, 0.88), (0.90, 0.89), (0.92, 0.87), (0.93, 0.90), (0.91, 0.90), (0.89, 0.86)]:

@@ -61,8 +61,10 @@ class Database:
         self._writer = engine.execution_options(write=True)
         self._lock = threading.RLock()
         self._pid: int | None = os.getpid()
+        self._file: tuple[int, int] | None = None
         try:
             self._prepare()
+            self._file = self._find_file()
         except BaseException:
             self.close()
             raise
@@ -118,6 +120,26 @@ class Database:
                 f"{schema.SCHEMA_VERSION}): run `pip install -U torchstone`, or use another store"
             )
 
+    def _find_file(self) -> tuple[int, int] | None:
+        """What now has the store's name: device and number of the file; None if nothing has, or there is no file."""
+        try:
+            found = os.stat(self.path) if self.path else None
+        except FileNotFoundError:
+            return None
+        return found and (found.st_dev, found.st_ino)
+
+    def _check_file(self) -> None:
+        """Refuse to write to a file that lost its name: what is written there is gone with the last who has it open."""
+        if not self._file or not self.path or self._find_file() == self._file:
+            return
+        copy = self.path.with_name(f"{self.path.name}.rescued-{self._file[1]}")
+        with self._lock:
+            saved = sqlite.save_copy(self._engine.raw_connection(), copy)
+        raise StoreError(
+            f"the store {self.path} was deleted or replaced while it was in use; "
+            + (f"what it held is saved in {copy}: move that back to go on" if saved else "what it held is lost")
+        )
+
     @contextmanager
     def begin(self, *, write: bool = False) -> Iterator[sa.Connection]:
         """One transaction: all of it is stored, or nothing if an error is raised inside."""
@@ -127,6 +149,8 @@ class Database:
             raise StoreError(f"the store {self.url} is closed")
         if self._pid != os.getpid():
             raise StoreError(f"the store {self.url} was opened in another process: open it again in this one")
+        if write:
+            self._check_file()
         with self._lock:
             try:
                 with (self._writer if write else self._engine).begin() as connection:

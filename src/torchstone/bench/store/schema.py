@@ -13,7 +13,19 @@ try:
 except ImportError:
     raise require("sqlalchemy", "bench") from None
 
-__all__ = ["SCHEMA_VERSION", "comparison", "curve", "derived", "env", "meta", "metadata", "metric", "run", "study"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "comparison",
+    "curve",
+    "derived",
+    "env",
+    "log",
+    "meta",
+    "metadata",
+    "metric",
+    "run",
+    "study",
+]
 
 SCHEMA_VERSION = 1
 
@@ -117,6 +129,14 @@ derived = sa.Table(
     sa.Column("experiment", sa.Text, primary_key=True),
     sa.Column("replicate", sa.BigInteger, primary_key=True),
     sa.Column("values", sa.Text, nullable=False),
+)
+
+# What a run printed and warned, its end. Younger than the schema, too.
+log = sa.Table(
+    "log",
+    metadata,
+    sa.Column("run_id", Id, sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
 )
 
 comparison = sa.Table(

@@ -6,6 +6,7 @@ a crash or kill of any process, and the file whole through a power cut (which ma
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
@@ -18,7 +19,7 @@ from sqlalchemy.pool import StaticPool
 
 from torchstone.errors import StoreError
 
-__all__ = ["create_engine", "explain", "network_file_system"]
+__all__ = ["create_engine", "explain", "network_file_system", "save_copy"]
 
 BUSY_TIMEOUT_S = 30.0
 MOUNTS = Path("/proc/mounts")
@@ -138,6 +139,20 @@ def network_file_system(path: Path) -> str:
         if path.is_relative_to(point) and len(point) >= best:
             best, found = len(point), kind
     return found if NETWORK.fullmatch(found) else ""
+
+
+def save_copy(connection: Any, path: Path) -> bool:
+    """Copy an open database to a new file; True if a whole copy is there, whoever of its users made it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection.driver_connection.execute("VACUUM INTO ?", (str(partial),))
+            os.replace(partial, path)
+        except (OSError, sqlite3.Error):
+            partial.unlink(missing_ok=True)
+            return False
+    return True
 
 
 def explain(error: BaseException | None, path: Path | str) -> str:

@@ -21,29 +21,20 @@ from torchstone.bench.environment import environment
 from torchstone.bench.identity import RunSpec, canonical_json, digest
 from torchstone.bench.outcome import Outcome
 from torchstone.bench.store.database import Database, sa
-from torchstone.bench.store.export import write_table
 from torchstone.bench.store.owner import is_gone, owner_id
-from torchstone.bench.store.queries import Numbers, chunks, in_chunks, planned_row, read_records, read_summary
-from torchstone.bench.store.records import (
-    Curve,
-    RunRecord,
-    StudyRecord,
-    StudySummary,
-    curve_rows,
-    metric_rows,
-    restored,
-    unpacked,
-)
-from torchstone.bench.store.schema import comparison, curve, derived, env, metric, run, study
+from torchstone.bench.store.queries import chunks, in_chunks, planned_row
+from torchstone.bench.store.reading import Reader
+from torchstone.bench.store.records import RunRecord, StudyRecord, StudySummary, curve_rows, metric_rows
+from torchstone.bench.store.schema import comparison, curve, derived, env, log, metric, run, study
 from torchstone.errors import StoreError
 
 __all__ = ["RunRecord", "Store", "StudyRecord", "StudySummary", "owner_id"]
 
-ERROR_LENGTH, TRACEBACK_LENGTH = 2_000, 20_000
+ERROR_LENGTH, TRACEBACK_LENGTH, LOG_LENGTH = 2_000, 20_000, 100_000
 NAMES = ("study", "experiment", "arm", "case", "replicate", "scale", "kind", "attempt")
 
 
-class Store:
+class Store(Reader):
     """Runs and their outcomes in a SQLite file or a PostgreSQL database; a context manager.
 
     Make one with :meth:`open`. Every method is one transaction.
@@ -59,7 +50,7 @@ class Store:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         self._env_id = ""
 
     @classmethod
@@ -76,26 +67,6 @@ class Store:
             MissingDependencyError: for PostgreSQL without its driver.
         """
         return cls(Database(where, read_only=read_only))
-
-    @property
-    def url(self) -> str:
-        """Where it is, fit to be shown: a password is hidden."""
-        return self._database.url
-
-    @property
-    def where(self) -> str:
-        """Where it is, as another process needs it to open the same store."""
-        return self._database.where
-
-    def close(self) -> None:
-        """Close the store; safe to call again."""
-        self._database.close()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     # ---------------------------------------------------------------- planning and leases
 
@@ -130,11 +101,6 @@ class Store:
                 connection.execute(self._database.insert(run), rows)
         return len(rows)
 
-    def states(self, run_ids: Iterable[str]) -> dict[str, str]:
-        """``planned``, ``running``, ``done`` or ``failed`` of those runs that are stored."""
-        with self._database.begin() as connection:
-            return {row.id: row.status for row in in_chunks(connection, sa.select(run.c.id, run.c.status), run_ids)}
-
     def claim(self, run_ids: Sequence[str], owner: str, *, lease_s: float = 60.0) -> list[str]:
         """Take the runs that are free, for so many seconds; return which, in the order given.
 
@@ -145,7 +111,7 @@ class Store:
         with self._database.begin(write=True) as connection:
             now = self._database.now(connection)
             query = sa.select(run.c.id, run.c.status, run.c.owner, run.c.lease_until).where(run.c.status != "done")
-            taken = set()
+            taken, again = set(), set()
             for row in in_chunks(connection, query.with_for_update(skip_locked=True), run_ids):
                 if row.status == "running" and row.lease_until > now:
                     if row.owner not in gone:
@@ -153,6 +119,8 @@ class Store:
                     if not gone[row.owner]:
                         continue
                 taken.add(row.id)
+                if row.status != "planned":
+                    again.add(row.id)
             changes = {
                 "status": "running",
                 "owner": owner,
@@ -168,6 +136,8 @@ class Store:
             }
             for chunk in chunks(taken):
                 connection.execute(run.update().where(run.c.id.in_(chunk)).values(changes))
+            for chunk in chunks(again):
+                connection.execute(log.delete().where(log.c.run_id.in_(chunk)))
         return [run_id for run_id in dict.fromkeys(run_ids) if run_id in taken]
 
     def renew(self, run_ids: Iterable[str], owner: str, lease_s: float = 60.0) -> int:
@@ -205,8 +175,9 @@ class Store:
         peak_rss: int = 0,
         device: str = "cpu",
         curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+        text: str = "",
     ) -> bool:
-        """Store the outcome of a claimed run with its cost (seconds, bytes) and curves, all or nothing.
+        """Store the outcome of a claimed run with its cost (seconds, bytes), curves and what it said, all or nothing.
 
         Returns:
             False, with nothing written, if the run is no longer the owner's.
@@ -228,14 +199,15 @@ class Store:
             for table, rows in (
                 (metric, list(metric_rows(run_id, outcome))),
                 (curve, list(curve_rows(run_id, outcome, curves or {}))),
+                (log, _log_rows(run_id, text)),
             ):
                 if rows:
                     connection.execute(table.insert(), rows)
         self._env_id = env_id  # only now is it sure to be stored
         return True
 
-    def fail(self, run_id: str, owner: str, error: BaseException | str, *, traceback: str = "") -> bool:
-        """Store that a claimed run raised; ``traceback`` is for an error that comes from another process.
+    def fail(self, run_id: str, owner: str, error: BaseException | str, *, traceback: str = "", text: str = "") -> bool:
+        """Store that a claimed run raised, and what it said; ``traceback`` is for an error from another process.
 
         Returns:
             False, with nothing written, if the run is no longer the owner's.
@@ -249,7 +221,10 @@ class Store:
         changes["error_text"] = _clean(changes["error_text"], ERROR_LENGTH)
         changes["traceback"] = _clean(traceback, TRACEBACK_LENGTH)
         with self._database.begin(write=True) as connection:
-            return self._end(connection, run_id, owner, changes)
+            ended = self._end(connection, run_id, owner, changes)
+            if ended and (rows := _log_rows(run_id, text)):
+                connection.execute(log.insert(), rows)
+        return ended
 
     def _end(self, connection: sa.Connection, run_id: str, owner: str, changes: Mapping[str, Any]) -> bool:
         ended = {**changes, "ended": self._database.now(connection), "lease_until": None}
@@ -260,78 +235,7 @@ class Store:
         connection.execute(self._database.insert(env), {"id": digest(spec), "spec": canonical_json(spec)})
         return digest(spec)
 
-    # ---------------------------------------------------------------- reading
-
-    def outcomes(self, run_ids: Iterable[str]) -> dict[str, Outcome]:
-        """The outcomes of those runs that are done."""
-        ids = list(run_ids)
-        with self._database.begin() as connection:
-            query = sa.select(run.c.id, run.c.objective, run.c.diverged).where(run.c.status == "done")
-            done = {row[0]: row for row in in_chunks(connection, query, ids)}
-            numbers = Numbers()
-            for chunk in chunks(done):
-                numbers.read(connection, lambda table, chunk=chunk: table.c.run_id.in_(chunk))
-        return {
-            run_id: restored(numbers.of("value", run_id), numbers.of("cost", run_id), *done[run_id][1:])
-            for run_id in ids
-            if run_id in done
-        }
-
-    def curves(self, run_ids: Iterable[str]) -> dict[str, dict[str, Curve]]:
-        """The curves of runs: run -> name -> (steps, values)."""
-        found: dict[str, dict[str, Curve]] = {}
-        query = sa.select(curve.c.run_id, curve.c.name, curve.c.dtype, curve.c.size, curve.c.data)
-        with self._database.begin() as connection:
-            for chunk in chunks(run_ids):
-                mine = query.where((curve.c.kind == "curve") & curve.c.run_id.in_(chunk))
-                for run_id, name, *packed in connection.execute(mine):
-                    found.setdefault(run_id, {})[name] = unpacked(*packed)
-        return found
-
-    def records(self, run_ids: Iterable[str]) -> list[RunRecord]:
-        """Those runs that are stored, in the order given."""
-        ids = list(dict.fromkeys(run_ids))
-        found: dict[str, RunRecord] = {}
-        with self._database.begin() as connection:
-            for chunk in chunks(ids):
-                found |= {record.run_id: record for record in read_records(connection, run.c.id.in_(chunk))}
-        return [found[run_id] for run_id in ids if run_id in found]
-
-    def runs(
-        self,
-        *,
-        study: str | None = None,
-        scale: str | None = None,
-        kind: str | None = None,
-        status: str | None = None,
-    ) -> list[RunRecord]:
-        """All runs with the given study, scale, kind and status, replicate by replicate."""
-        wanted = {"study": study, "scale": scale, "kind": kind, "status": status}
-        condition = sa.and_(sa.true(), *(run.c[name] == value for name, value in wanted.items() if value is not None))
-        with self._database.begin() as connection:
-            return list(read_records(connection, condition))
-
-    def summary(self) -> list[StudySummary]:
-        """How far every study is, at every scale."""
-        with self._database.begin() as connection:
-            return read_summary(connection)
-
-    def environments(self) -> dict[str, dict[str, Any]]:
-        """The environments in which runs were finished: id -> environment."""
-        with self._database.begin() as connection:
-            return {row.id: json.loads(row.spec) for row in connection.execute(sa.select(env))}
-
-    def studies(self) -> list[StudyRecord]:
-        """What was asked of this store: one record for each statement of a study, the last asked last."""
-        logged = sa.select(comparison.c.study_id, sa.func.max(comparison.c.at).label("at")).group_by("study_id")
-        last = logged.subquery()
-        at = sa.func.coalesce(last.c.at, study.c.created)
-        query = sa.select(study.c.id, study.c.name, study.c.spec, at.label("at"))
-        query = query.select_from(study.outerjoin(last, last.c.study_id == study.c.id)).order_by("at", study.c.created)
-        with self._database.begin() as connection:
-            return [
-                StudyRecord(row.id, row.name, json.loads(row.spec)["spec"], row.at) for row in connection.execute(query)
-            ]
+    # ---------------------------------------------------------------- about whole studies
 
     def keep_derived(self, study_id: str, experiment: str, replicate: int, values: Mapping[str, float]) -> None:
         """Keep the values that were derived from all runs of a replicate, in place of older ones."""
@@ -340,22 +244,6 @@ class Store:
         with self._database.begin(write=True) as connection:
             connection.execute(derived.delete().where(*(derived.c[name] == value for name, value in place.items())))
             connection.execute(derived.insert(), {**place, "values": text})
-
-    def derived(self, study_id: str) -> dict[tuple[str, int], dict[str, float]]:
-        """The derived values of a study: (experiment, replicate) -> name -> value."""
-        if derived.name in self._database.absent:
-            return {}
-        query = sa.select(derived.c.experiment, derived.c.replicate, derived.c["values"])
-        with self._database.begin() as connection:
-            rows = list(connection.execute(query.where(derived.c.study_id == study_id)))
-        return {
-            (experiment, number): {
-                name: math.nan if value is None else value for name, value in json.loads(values).items()
-            }
-            for experiment, number, values in rows
-        }
-
-    # ---------------------------------------------------------------- verdicts and tables
 
     def log_verdicts(self, study_id: str, judgements: Sequence[Mapping[str, Any]]) -> None:
         """Note verdicts with the time. It is a log: verdicts shown are always computed from runs."""
@@ -373,22 +261,9 @@ class Store:
             if rows:
                 connection.execute(comparison.insert(), rows)
 
-    def verdicts(self, study_id: str) -> list[dict[str, Any]]:
-        """The log of verdicts of a study, oldest first, each with its time ``at``."""
-        query = sa.select(comparison.c.at, comparison.c.spec).where(comparison.c.study_id == study_id)
-        with self._database.begin() as connection:
-            rows = connection.execute(query.order_by(comparison.c.at, comparison.c.id))
-            return [{**json.loads(row.spec), "at": row.at} for row in rows]
 
-    def export(self, path: str | Path, *, format: str = "csv", study: str | None = None) -> int:
-        """Write all runs that ended, of all studies or one, as a long table; return its number of lines.
-
-        Raises:
-            ValueError: for a format other than ``csv`` and ``jsonl``.
-            StoreError: if the file cannot be written.
-        """
-        ended = (record for record in self.runs(study=study) if record.status in ("done", "failed"))
-        return write_table(ended, path, format)
+def _log_rows(run_id: str, text: str) -> list[dict[str, Any]]:
+    return [{"run_id": run_id, "text": _clean(text, LOG_LENGTH)}] if text else []
 
 
 def _clean(text: str, length: int) -> str:
