@@ -37,8 +37,16 @@ def verdict_section(stored: Mapping[str, Any]) -> str:
             f"| {_plain(claim['estimate'])} | {effect} |"
         )
     for name, metrics in stored["means"].items():
+        derived = stored["derived"].get(name, {})
+        if derived:
+            lines += ["", f"*{name}*: values derived from each of {stored['replicates'][name]} replicates.", ""]
+            lines += ["| value | mean (standard deviation) |", "| --- | --- |"]
+            lines += [f"| {value} | {_mean(entry)} |" for value, entry in derived.items()]
+        claimed = {claim["metric"] for claim in stored["verdicts"] if claim["experiment"] == name}
+        shown = [metric for metric in metrics if metric in claimed]
+        if not shown:
+            continue
         lines += ["", f"*{name}*: mean (standard deviation) over {stored['replicates'][name]} replicates.", ""]
-        shown = [metric for metric in ("accuracy", "memorised", "noise_auc") if metric in metrics]
         slots = list(dict.fromkeys(slot for metric in shown for slot in metrics[metric]))
         lines += [f"| arm | case | {' | '.join(shown)} |", "| --- " * (2 + len(shown)) + "|"]
         for slot in slots:

@@ -127,6 +127,7 @@ def test_bad_tables(change, error, message):
         AnnotatorDataset(**{"dataset": inputs(), "answers": ANSWERS, "annotators": IDS, **change})
 
 
+@pytest.mark.untyped
 def test_a_long_list_becomes_a_table():
     item = torch.tensor([2, 0, 2, 2, 0])
     ids, answers = answer_table(item, torch.arange(5), torch.arange(10, 15), 4)

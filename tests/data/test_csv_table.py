@@ -90,6 +90,9 @@ def test_what_is_known_of_a_label_is_no_input(write):
     same = load(train, test=train)
     assert same.test is not None
     assert same.test.x.shape == (3, 2)
+    nobody = load(train, test=write("annotator,pi_sure,a,b,label\n,?,1,2,y\n", "nobody.csv"))
+    assert nobody.test is not None
+    assert nobody.test.x.tolist() == [[1, 2]]
     assert load(write("annotator,a\nx,1\ny,2\n"), label="annotator").class_names == ("x", "y")
     numbers = load(write("annotator,a,label\n10,1,x\n9,2,y\n")).columns
     assert numbers["annotator"].tolist() == [1, 0]

@@ -96,6 +96,26 @@ def test_a_test_part_of_its_own_is_used_and_a_column_is_hidden() -> None:
     assert Problem(data)(cell("given")).truth.open() is None
 
 
+def test_what_is_known_of_the_labels_goes_with_them() -> None:
+    number = torch.arange(100)
+    general = {"annotator": number, "answer": number[:, None] % 4, "pi": number[:, None].float()}
+    data = replace(POOL, columns={"worse": POOL.y, "worse_annotator": number + 1000, "secret": POOL.y, **general})
+    task = Problem(data)(cell("worse"))
+    for part in (task.train, task.val):
+        assert part.columns.keys() == {"annotator"}
+        assert part.columns["annotator"].tolist() == [i + 1000 for i in ids(part)]
+    assert not task.test.open().columns
+    given = Problem(replace(data, test=replace(data, test=None)))(cell("given"))
+    assert given.train.columns.keys() == {"annotator", "answer", "pi"}
+    assert given.train.columns["pi"][:, 0].tolist() == ids(given.train)
+    assert not given.test.open().columns
+    assert not Problem(data)(cell("pair")).train.columns  # answers to right labels would give them away
+    clean = Problem(data)(cell("worse", setting=replace(SETTING, val="clean")))
+    assert (clean.train.columns.keys(), dict(clean.val.columns)) == ({"annotator"}, {})
+    assert Problem(data).everything(SETTING, "worse").columns["annotator"].tolist() == (number + 1000).tolist()
+    assert not Problem(data).everything(SETTING, "pair").columns
+
+
 def test_fewer_samples_can_be_used() -> None:
     few = replace(SETTING, samples=40)
     assert part_sizes(POOL, few) == (26, 6, 8)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchstone.bench.outcome import Outcome
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.study import Cell, Sealed
 from torchstone.data.registry import load
@@ -18,7 +17,10 @@ from torchstone.data.splits import random_split_indices
 from torchstone.data.tensors import TensorData
 from torchstone.tracks._label_source import LabelSource, parse_labels
 
-__all__ = ["Problem", "Setting", "Task", "part_sizes"]
+__all__ = ["PRIVILEGED", "Problem", "Setting", "Task", "part_sizes", "privileged"]
+
+PRIVILEGED = ("annotator", "answer", "pi")
+"""Columns that tell what is known of the labels, of training and validation samples only."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,16 @@ class Task:
         val: validation samples, for tuning and for methods that select by them.
         test: test samples with right labels.
         truth: right labels of the training samples, ``None`` where nobody knows them.
-        done: outcomes of trainings that several arms of the cell report on.
+        val_truth: the same of the validation samples.
+        done: outcomes, and trained networks, that several arms of the cell report on or start from.
     """
 
     train: TensorData
     val: TensorData
     test: Sealed[TensorData]
     truth: Sealed[Tensor | None]
-    done: dict[Any, Outcome] = field(default_factory=dict)
+    val_truth: Sealed[Tensor | None]
+    done: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +98,16 @@ class Problem:
         data, setting = self.dataset(), cell.setting
         source = setting.source(cell.case)
         train, val, test = _parts(data, setting, cell.seeds)
+        known = privileged(data, source)
         seen = torch.cat([train, val])
         given = source.labels(data.subset(seen), cell.seeds.generator("noise", "labels"))
         noisy_train, noisy_val = given.split([len(train), len(val)])
         return Task(
-            train=_bare(data, train, noisy_train),
-            val=_bare(data, val, data.y[val] if setting.val == "clean" else noisy_val),
+            train=_bare(data, train, noisy_train, known),
+            val=_bare(data, val, data.y[val]) if setting.val == "clean" else _bare(data, val, noisy_val, known),
             test=cell.seal(_bare(data, test) if data.test is None else _bare(data.test, test)),
             truth=cell.seal(data.y[train] if source.truth_known else None),
+            val_truth=cell.seal(data.y[val] if source.truth_known else None),
         )
 
     def everything(self, setting: Setting, case: str) -> TensorData:
@@ -111,7 +117,23 @@ class Problem:
         """
         data, source = self.dataset(), setting.source(case)
         labels = data.columns[source.detail] if source.kind == "column" else data.y
-        return TensorData(data.x, labels, data.class_names, data.name)
+        return TensorData(data.x, labels, data.class_names, data.name, privileged(data, source))
+
+
+def privileged(data: TensorData, source: LabelSource) -> dict[str, Tensor]:
+    """What the data know of the labels of a case, under the names of :data:`PRIVILEGED`.
+
+    Of labels in a column C the columns ``C_annotator``, ``C_answer`` and ``C_pi`` tell, or, if there are none of these,
+    ``annotator``, ``answer`` and ``pi``, which belong to the data's own labels too. Of noise that a comparison put in
+    nobody knows anything: the answers to right labels would give them away.
+    """
+    if source.kind not in ("column", "given"):
+        return {}
+    for prefix in (f"{source.detail}_", "") if source.detail else ("",):
+        found = {name: data.columns[prefix + name] for name in PRIVILEGED if prefix + name in data.columns}
+        if found:
+            return found
+    return {}
 
 
 def part_sizes(data: TensorData, setting: Setting) -> tuple[int, int, int]:
@@ -150,10 +172,16 @@ def _parts(data: TensorData, setting: Setting, seeds: Seeds) -> tuple[Tensor, Te
     return train, val, test
 
 
-def _bare(data: TensorData, index: Tensor, labels: Tensor | None = None) -> TensorData:
-    """Samples and labels alone: a column may hold right labels, and a test part is not for methods."""
+def _bare(
+    data: TensorData, index: Tensor, labels: Tensor | None = None, columns: Mapping[str, Tensor] | None = None
+) -> TensorData:
+    """Samples and labels, and of the columns those named: others may hold right labels.
+
+    A test part is not for methods, and has no columns: nobody knows at that time who will have given a label.
+    """
     y = data.y[index] if labels is None else labels
-    return TensorData(data.x[index], y, data.class_names, data.name)
+    kept = {name: column[index] for name, column in (columns or {}).items()}
+    return TensorData(data.x[index], y, data.class_names, data.name, kept)
 
 
 @lru_cache(maxsize=4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchstone.bench.study import Cell
 from torchstone.data.tensors import TensorData
 from torchstone.noise import EarlyLearningRegularization, GeneralizedCrossEntropy, SparseOverparamLoss, suggest_rates
-from torchstone.training import EpochEnd, fit, supervised
+from torchstone.training import EpochEnd, Loss, fit, supervised
 
-__all__ = ["crop_and_flip", "fit_ce", "fit_elr", "fit_gce", "fit_sop"]
+__all__ = ["MakeModel", "crop_and_flip", "fit_ce", "fit_elr", "fit_gce", "fit_sop", "train_by_recipe"]
 
 MakeModel = Callable[[], nn.Module]
 
@@ -104,13 +105,49 @@ def _train(
     with_index: bool = False,
     extra: Sequence[torch.optim.Optimizer] = (),
 ) -> nn.Module:
-    """Train ``model`` by the recipe; ``extra`` optimisers (of a loss with parameters) step without a schedule."""
+    """Train ``model`` by the recipe with a loss of logits and labels."""
+    modules = [criterion] if isinstance(criterion, nn.Module) else []
+    loss = supervised(criterion, with_index=with_index)
+    train_by_recipe(model, train, cell, loss, lr=lr, modules=modules, extra=extra)
+    return model
+
+
+def train_by_recipe(
+    model: nn.Module,
+    train: TensorData,
+    cell: Cell,
+    loss: Loss,
+    *,
+    lr: float,
+    groups: Sequence[dict[str, Any]] = (),
+    modules: Sequence[nn.Module] = (),
+    extra: Sequence[torch.optim.Optimizer] = (),
+    predictor: nn.Module | None = None,
+) -> None:
+    """Train ``model`` as all methods of the track are trained.
+
+    Args:
+        model: what is trained.
+        train: training data.
+        cell: setting and seeds.
+        loss: gives a scalar from the model and a batch.
+        lr: learning rate of the network.
+        groups: further parameters for the same optimiser, with options of their own.
+        modules: further modules that the loss uses.
+        extra: optimisers (of a loss with parameters) that step without a schedule.
+        predictor: what maps inputs to logits, if that is another than ``model``.
+    """
     setting, seeds = cell.setting, cell.seeds
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=setting.momentum, weight_decay=setting.weight_decay)
+    optimizer = torch.optim.SGD(
+        [{"params": list(model.parameters())}, *groups],
+        lr=lr,
+        momentum=setting.momentum,
+        weight_decay=setting.weight_decay,
+    )
     fit(
         model,
         train,
-        supervised(criterion, with_index=with_index),
+        loss,
         [optimizer, *extra],
         epochs=setting.epochs,
         batch_size=setting.batch_size,
@@ -119,16 +156,15 @@ def _train(
         augment=crop_and_flip if setting.augment == "crop-flip" else None,
         augment_generator=seeds.generator("augment"),
         scheduler=CosineAnnealingLR(optimizer, setting.epochs),
-        modules=[criterion] if isinstance(criterion, nn.Module) else [],
+        modules=modules,
         device=cell.device,
-        callbacks=[partial(_snapshot, cell)],
+        callbacks=[partial(_snapshot, cell, predictor or model)],
         checkpoint=cell.checkpoint,
     )
-    return model
 
 
-def _snapshot(cell: Cell, end: EpochEnd) -> None:
-    cell.snapshot(end.model)
+def _snapshot(cell: Cell, predictor: nn.Module, end: EpochEnd) -> None:
+    cell.snapshot(predictor)
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator | None = None, *, padding: int = 4) -> Tensor:

@@ -18,7 +18,7 @@ from torchstone.tracks._measure import Curve, Meter, ModelMaker, TrialCheckpoint
 from torchstone.tracks._noisy_data import Task
 from torchstone.training import accuracy, auc
 
-__all__ = ["BestEpoch", "Trial"]
+__all__ = ["BestEpoch", "Trial", "Watched", "ignore", "outcome_of", "watched"]
 
 
 @dataclass(frozen=True)
@@ -48,36 +48,10 @@ class Trial:
         return task.done[key]
 
     def _run(self, cell: Cell, task: Task, hyper: Mapping[str, Any]) -> Outcome:
-        meter = Meter()
-        score = partial(_score, task=task, device=cell.device, meter=meter)
-        curve = Curve("test_accuracy", lambda predictor: score(predictor, task.test.open()), cell.log)
-        make_model = ModelMaker(
-            self.model or cell.setting.model,
-            task.train.x.shape[1:],
-            task.train.num_classes,
-            generator=cell.seeds.generator("init"),
-            device=cell.device,
-            meter=meter,
-        )
-        method_cell = replace(
-            cell,
-            shared=_nothing,
-            snapshot=_ignore if cell.tuning else curve,
-            checkpoint=TrialCheckpoint(cell.checkpoint, meter, curve),
-        )
-        with meter.counting_steps():
-            predictor = self.fit(make_model, task.train, task.val, method_cell, **hyper)
-        cost = meter.cost
-        objective = score(predictor, task.val)
-        if cell.tuning:
-            return Outcome(objective=objective, cost=cost)
-        final = score(predictor, task.test.open())
-        values = {
-            "accuracy": final,
-            "best_accuracy": max([final, *curve.points]),
-            **_label_values(predictor, task, cell.device),
-        }
-        return Outcome(values, objective=objective, cost=cost)
+        work = watched(cell, task, self.model)
+        with work.meter.counting_steps():
+            predictor = self.fit(work.make_model, task.train, task.val, work.cell, **hyper)
+        return outcome_of(predictor, cell, task, work, work.meter.cost)
 
 
 @dataclass(frozen=True)
@@ -95,12 +69,60 @@ class BestEpoch:
         return replace(outcome, values={"accuracy": outcome.values["best_accuracy"]})
 
 
-def _score(predictor: Any, data: TensorData, *, task: Task, device: str, meter: Meter) -> float:
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A method at work: what it is given, and what the bench counts and draws meanwhile."""
+
+    cell: Cell
+    make_model: ModelMaker
+    meter: Meter
+    curve: Curve
+
+
+def watched(cell: Cell, task: Task, model: Callable[..., Any] | None = None, meter: Meter | None = None) -> Watched:
+    """What a method may see of ``cell``: no test data and no right labels; ``model`` as for :class:`Trial`."""
+    meter = meter or Meter()
+    curve = Curve(
+        "test_accuracy", lambda predictor: _score(predictor, task.test.open(), task, cell.device, meter), cell.log
+    )
+    make_model = ModelMaker(
+        model or cell.setting.model,
+        task.train.x.shape[1:],
+        task.train.num_classes,
+        generator=cell.seeds.generator("init"),
+        device=cell.device,
+        meter=meter,
+    )
+    own = replace(
+        cell,
+        shared=_nothing,
+        snapshot=ignore if cell.tuning else curve,
+        checkpoint=TrialCheckpoint(cell.checkpoint, meter, curve),
+    )
+    return Watched(own, make_model, meter, curve)
+
+
+def outcome_of(predictor: Any, cell: Cell, task: Task, work: Watched, cost: Mapping[str, float]) -> Outcome:
+    """Score a predictor; while tuning, on the validation labels alone."""
+    score = partial(_score, task=task, device=cell.device, meter=work.meter)
+    objective = score(predictor, task.val)
+    if cell.tuning:
+        return Outcome(objective=objective, cost=cost)
+    final = score(predictor, task.test.open())
+    values = {
+        "accuracy": final,
+        "best_accuracy": max([final, *work.curve.points]),
+        **_label_values(predictor, task, cell.device, work.meter),
+    }
+    return Outcome(values, objective=objective, cost=cost)
+
+
+def _score(predictor: Any, data: TensorData, task: Task, device: str, meter: Meter) -> float:
     with meter.paused():
         return accuracy(logits_of(predictor, data.x, task.train.num_classes, device=device), data.y)
 
 
-def _label_values(predictor: Any, task: Task, device: str) -> dict[str, float]:
+def _label_values(predictor: Any, task: Task, device: str, meter: Meter) -> dict[str, float]:
     """How much of the wrong labels was learnt, and whether the method can tell which they are; NaN if unknown."""
     unknown = {"memorised": math.nan, "noise_auc": math.nan}
     truth = task.truth.open()
@@ -110,7 +132,8 @@ def _label_values(predictor: Any, task: Task, device: str) -> dict[str, float]:
     wrong = given != truth
     if not wrong.any():
         return unknown
-    predicted = logits_of(predictor, task.train.x[wrong], task.train.num_classes, device=device).argmax(1)
+    with meter.paused():
+        predicted = logits_of(predictor, task.train.x[wrong], task.train.num_classes, device=device).argmax(1)
     memorised = float((predicted == given[wrong]).double().mean())
     return {"memorised": memorised, "noise_auc": _noise_auc(getattr(predictor, "noise_score", None), wrong)}
 
@@ -131,5 +154,5 @@ def _nothing() -> None:
     """``cell.shared`` of a method: what the arms share holds right labels and test data."""
 
 
-def _ignore(predictor: Any) -> None:
-    """``cell.snapshot`` while an arm is tuned."""
+def ignore(predictor: Any) -> None:
+    """``cell.snapshot`` where no learning curve is wanted, as while an arm is tuned."""

@@ -113,6 +113,17 @@ Here the training labels are noisy and the test labels must be clean. Say which 
   a test part          the labels of the data are noisy, those of their test part are clean
 
 Validation labels are as noisy as the training labels; with --val clean they are right, where that is known.
+
+The arm tram needs to know who gave each label. Methods see that of training and validation samples, never of test
+samples. It is told by arrays of an .npz file, columns of a TensorData, or columns of a .csv file:
+
+  annotator   number of the annotator, from 0 on (in a .csv file any text): one per sample, or a table (n, R)
+  answer      the labels that R annotators gave (n, R), -1 for none, if there are several (not in a .csv file);
+              other methods train on the one label of the sample, that of y or of the column named by --labels
+  pi          other features of each label, such as the seconds it took: (n, m) or (n, R, m); in a .csv file the
+              columns that begin with pi_
+
+Where --labels COLUMN has annotators of its own, call these columns COLUMN_annotator and COLUMN_pi, as cifar10n does.
 Without a test part of their own a random fifth of the data is tested on, another in each replicate.
 """
 
