@@ -57,6 +57,14 @@ def _annotators() -> noise.AnnotatorDataset:
     return noise.AnnotatorDataset(inputs, answers, torch.arange(2 * N).view(N, 2))
 
 
+def _rog() -> noise.RobustGenerativeClassifier:
+    generator = torch.Generator().manual_seed(0)
+    net = MLP(6, C, hidden=(8,), generator=generator)
+    x = torch.randn(80, 6, generator=generator)
+    rog = noise.RobustGenerativeClassifier(net, "body", C, generator=generator)
+    return rog.fit([(x, torch.arange(80) % C)])
+
+
 def _npc() -> noise.NoisyPredictionCalibrator:
     generator = torch.Generator().manual_seed(0)
     net = MLP(3, C, hidden=(5,), generator=generator)
@@ -93,6 +101,13 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
     "torchstone.noise.AnnotatorDataset": (partial(check_dataset, _annotators(), skip=["length"]),),
     "torchstone.noise.marginalize": (),
     # The decoder takes part in training alone.
+    # The network's own last layer is not used, so it has no gradient.
+    "torchstone.noise.RobustGenerativeClassifier": (
+        partial(check_module, _rog, [torch.linspace(-2, 2, 30).view(5, 6)], skip=["gradients"]),
+    ),
+    "torchstone.noise.MinCovDetTied": (),
+    "torchstone.noise.gaussian_classifier": (),
+    "torchstone.noise.hidden_layers": (),
     "torchstone.noise.NoisyPredictionCalibrator": (
         partial(check_module, _npc, [torch.linspace(-2, 2, 24).view(8, 3)], compiles=True, skip=["gradients"]),
     ),
@@ -116,6 +131,7 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
 }
 # Blocks that a docstring may lack: there are no arrays, or nothing is computed.
 SPARED = {
+    "torchstone.noise.hidden_layers": {"Shapes", "Source"},
     "torchstone.noise.suggest_rates": {"Shapes"},
     "torchstone.bench.seeds.Seeds": {"Shapes", "Cost", "Source"},
     "torchstone.bench.statistics.SequentialComparison": {"Shapes"},

@@ -64,8 +64,8 @@ def announced(kind: Kind) -> tuple[Plugin, ...]:
     for distribution in distributions():
         text = distribution.read_text("entry_points.txt")
         if text and kind.group in text:
-            metadata = distribution.metadata
-            name, version = (metadata[key] if key in metadata else "?" for key in ("Name", "Version"))
+            metadata = distribution.metadata.json  # a missing entry is no error in it
+            name, version = str(metadata.get("name", "?")), str(metadata.get("version", "?"))
             package = f"{name} {version}"
             try:
                 points = distribution.entry_points.select(group=kind.group)

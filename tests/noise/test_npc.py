@@ -421,6 +421,19 @@ def test_extreme_features_give_finite_answers():
     assert module(1e4 * inputs()).isfinite().all()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_an_accelerator_it_gives_what_it_gives_on_the_cpu():
+    x, module = inputs(), calibrator()
+    other = copy.deepcopy(module).to("cuda")
+    torch.testing.assert_close(other.predict_proba(x), module.predict_proba(x), rtol=1e-4, atol=1e-5)
+    module.fit(x, epochs=2, reference_batch=16, generator=generator(), device="cuda")
+    assert {weight.device.type for weight in module.parameters()} == {"cuda"}
+    p = module.predict_proba(x)
+    assert p.device.type == "cpu"
+    torch.testing.assert_close(p, module.cpu().predict_proba(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.untyped
 def test_errors():
     x = inputs()

@@ -43,7 +43,11 @@ STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
-def fingerprint(run: Callable[..., Any]) -> str:
+# File and home of a module -> the module and all that it imports.
+Closures = dict[tuple[Path, "_Home"], Mapping[str, Source]]
+
+
+def fingerprint(run: Callable[..., Any], *, known: Closures | None = None) -> str:
     """The identity of an arm's code, in hexadecimal: see the module's description.
 
     Of a ``functools.partial`` and of an instance of a dataclass it holds the function or class together with the
@@ -51,6 +55,8 @@ def fingerprint(run: Callable[..., Any]) -> str:
 
     Args:
         run: a function, a partial, or an instance of a dataclass with ``__call__``.
+        known: what was read for other arms, and now is for this one; given to the fingerprints of one moment, it saves
+            them reading the same modules again.
 
     Raises:
         StudyError: for a lambda, a local function, or an argument or field without a stable identity.
@@ -60,15 +66,16 @@ def fingerprint(run: Callable[..., Any]) -> str:
         >>> fingerprint(Seeds) == fingerprint(Seeds), fingerprint(Seeds) == fingerprint(functools.partial(Seeds, 1))
         (True, False)
     """
-    return digest({"run": run, "sources": sources(run), "seeds": read_source(SEEDS).digest})
+    return digest({"run": run, "sources": sources(run, known=known), "seeds": read_source(SEEDS).digest})
 
 
-def sources(run: Callable[..., Any]) -> dict[str, str]:
+def sources(run: Callable[..., Any], *, known: Closures | None = None) -> dict[str, str]:
     """The arm's own code: name of a module (or of a function without a file) -> hash, to see what changed."""
     found: dict[str, str] = {}
     canonical_json(run)  # refuses what has no identity before anything is read
+    known = {} if known is None else known
     for number, part in enumerate(_named_parts(run)):
-        found |= _sources_of(part, own=number == 0)
+        found |= _sources_of(part, known, own=number == 0)
     return found
 
 
@@ -91,17 +98,19 @@ def _named_parts(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _sources_of(part: Any, *, own: bool) -> dict[str, str]:
+def _sources_of(part: Any, known: Closures, *, own: bool) -> dict[str, str]:
     """The code behind a function or class; libraries have a version, unless the arm's ``own`` function is of one."""
     file = _source_file(part)
     if file is None:
-        return _loose_code(part)
+        return _loose_code(part, known)
     is_library = file.is_relative_to(STANDARD) or not INSTALLED.isdisjoint(file.parts)
     if is_library and not own and not file.is_relative_to(TORCHSTONE):
         return {}
     name = part.__name__ if isinstance(part, types.ModuleType) else part.__module__
-    home = _home(module_name(name), file)
-    return {name: source.digest for name, source in _closure(file, home).items()}
+    place = (file, _home(module_name(name), file))
+    if place not in known:
+        known[place] = _closure(*place)
+    return {name: source.digest for name, source in known[place].items()}
 
 
 def _source_file(part: Any) -> Path | None:
@@ -206,7 +215,7 @@ def _definer(module: str, wanted: str, home: _Home) -> str:
 # ---------------------------------------------------------------- code without a file
 
 
-def _loose_code(part: Any) -> dict[str, str]:
+def _loose_code(part: Any, known: Closures) -> dict[str, str]:
     """Byte code of a function or class without a file, and of what it takes from where it was typed in."""
     found: dict[str, str] = {}
     seen: set[int] = set()
@@ -219,7 +228,7 @@ def _loose_code(part: Any) -> dict[str, str]:
         elif id(item) not in seen:
             seen.add(id(item))
             if _source_file(item) is not None:
-                found |= _sources_of(item, own=False)
+                found |= _sources_of(item, known, own=False)
             elif isinstance(item, type):
                 members = {key: getattr(value, "fget", value) for key, value in vars(item).items()}
                 pending += [

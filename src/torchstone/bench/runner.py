@@ -15,7 +15,7 @@ from typing import Any
 from torchstone.bench.description import describe
 from torchstone.bench.environment import environment
 from torchstone.bench.executors import Executor, Inline, Processes, Recipe
-from torchstone.bench.fingerprint import fingerprint
+from torchstone.bench.fingerprint import Closures, fingerprint
 from torchstone.bench.identity import RunSpec
 from torchstone.bench.judge import judge, judge_experiment, settled
 from torchstone.bench.options import Options, ignore
@@ -71,6 +71,7 @@ def run_study(study: Study, store: Store, options: Options | None = None) -> Res
 
 def _plan(study: Study, options: Options) -> dict[str, Any]:
     """What of a study is run, and the identity of its code; stored with it, so that its runs are found again."""
+    known: Closures = {}
     return {
         **({"variance": True} if options.variance else {}),
         "scale": options.scale,
@@ -78,7 +79,7 @@ def _plan(study: Study, options: Options) -> dict[str, Any]:
         "replicates": options.replicates,
         "not_run": {experiment.name: _obstacle(experiment, options) for experiment in study.experiments},
         "fingerprints": {
-            experiment.name: {name: fingerprint(arm.run) for name, arm in experiment.arms.items()}
+            experiment.name: {name: fingerprint(arm.run, known=known) for name, arm in experiment.arms.items()}
             for experiment in study.experiments
         },
     }

@@ -16,9 +16,10 @@ The learning rate of the classifier is no choice of a method that comes after it
 range of the study ``sop``; each arm that has something of its own to choose gets the same number of draws for that.
 At scale ``paper`` a ResNet-18 (the paper: a network of nine layers) is trained on CIFAR-10; it takes a GPU.
 
-How the design at bench scale was fixed. Data, networks, kinds of noise, arms and the ranges of what is tuned were laid
-down before any run. Epochs, and the number of cases of the dearer arms, were set by the time they take. Pilots, on
-other seeds, printed seconds and how much of the wrong labels cross entropy had memorised, and nothing else.
+How the design at bench scale was fixed. Kinds of noise, arms, claims and the ranges of what is tuned were laid down
+before any run; data, networks, batch size and epochs are those of the study ``sop``. The number of cases of the dearer
+arms was set by the time they take. Pilots, on other seeds, printed seconds and how much of the wrong labels cross
+entropy had memorised, and nothing else.
 """
 
 from __future__ import annotations
@@ -92,12 +93,12 @@ def repair_without_prior(
 
 
 def gains(row: Row) -> dict[str, float]:
-    """Mean over the cases of what NPC gains over each of the two classifiers."""
+    """What NPC gains over each of the two classifiers: mean over the cases in which both were repaired."""
+    cases = row.cases_of("npc", "npc-early")
 
     def gain(arm: str, than: str) -> float:
         differences = [
-            float(row.value("accuracy", arm, case)) - float(row.value("accuracy", than, case))
-            for case in row.cases_of(arm, than)
+            float(row.value("accuracy", arm, case)) - float(row.value("accuracy", than, case)) for case in cases
         ]
         return sum(differences) / len(differences)
 
@@ -139,16 +140,16 @@ def _mnist() -> Experiment:
         test_fraction=0.2,
         val_fraction=0.2,
     )
-    some = ("sym40", "asym40")
+    early, some = ("sym40", "asym40", "idn40"), ("sym40", "asym40")
     return Experiment(
         name="mnist",
         arms={
             "ce": CE,
-            "ce-early": CE_EARLY,
+            "ce-early": replace(CE_EARLY, cases=early),
             "knn": KNN,
-            "knn-early": replace(KNN, run=PostHoc(repair_knn, fit_ce_early)),
+            "knn-early": replace(KNN, run=PostHoc(repair_knn, fit_ce_early), cases=early),
             "npc": NPC,
-            "npc-early": NPC_EARLY,
+            "npc-early": replace(NPC_EARLY, cases=early),
             "npc-published": replace(PUBLISHED, cases=some),
             "npc-no-prior": Arm(
                 PostHoc(repair_without_prior),
@@ -209,7 +210,7 @@ def _mnist() -> Experiment:
             Higher("accuracy", "npc", "rog"),
             Higher("accuracy", "npc", "prune-retrain"),
             Lower("memorised", "npc", "ce"),
-            Within("accuracy", "temperature", "ce", always=True),
+            Within("accuracy", "temperature", "ce", by=0.0015, always=True),  # rounding may decide one sample
         ),
         replicates=(6, 24),
         settings={"smoke": replace(bench, epochs=8, samples=500), "bench": bench},

@@ -46,8 +46,11 @@ from torchstone.errors import did_you_mean
 from torchstone.tracks._label_source import parse_noise
 from torchstone.tracks._noisy_data import Problem, Setting, part_sizes
 from torchstone.tracks._noisy_fits import fit_ce, fit_elr, fit_gce, fit_sop
+from torchstone.tracks._npc_fit import fit_npc
 from torchstone.tracks._own_arms import ArmChoice, choose_arms
 from torchstone.tracks._refit import refit_winner
+from torchstone.tracks._rog_fit import fit_rog
+from torchstone.tracks._tram_fit import fit_tram, unknown_annotators
 from torchstone.tracks._trial import BestEpoch, Trial
 
 __all__ = [
@@ -92,6 +95,27 @@ ARMS: dict[str, Arm] = {
         {"lr": LR, "scale_u": LogUniform(0.3, 3.0), "scale_v": LogUniform(0.3, 3.0)},
         role="method",
         about="sparse over-parameterization (Liu et al., ICML 2022)",
+    ),
+    "rog": Arm(
+        Trial(fit_rog),
+        {"lr": 0.05},
+        {"lr": LR},
+        role="method",
+        about="robust generative classifier (Lee et al., ICML 2019)",
+    ),
+    "npc": Arm(
+        Trial(fit_npc),
+        {"lr": 0.05, "npc_lr": 1e-3, "rho": 5.0},
+        {"lr": LR, "npc_lr": LogUniform(3e-4, 3e-3), "rho": LogUniform(1.0, 10.0)},
+        role="method",
+        about="noisy prediction calibration (Bae et al., ICML 2022)",
+    ),
+    "tram": Arm(
+        Trial(fit_tram),
+        {"lr": 0.05},
+        {"lr": LR},
+        role="method",
+        about="transfer and marginalize (Collier et al., ICML 2022); needs to know who gave each label",
     ),
 }
 
@@ -156,7 +180,7 @@ def study(
         data: what :func:`torchstone.data.load` takes.
         model: what :func:`torchstone.models.build` takes; by default a multi-layer perceptron.
         arms: names of :data:`TRACK`'s arms, ``"name=module:function"`` for own methods; or a mapping name -> ``None``,
-            a function or ``"module:function"``. All of the track's arms by default.
+            a function or ``"module:function"``. By default all of the track's arms that the data allow.
         baseline: the arm that each other arm is claimed to beat; by default ``"ce"``, or the first arm.
         tries: random draws for each arm that has a search space.
         noise: noise to put into right labels, ``"kind:rate"``; several make several cases.
@@ -202,7 +226,11 @@ def study(
     _check_data(loaded, setting)
     models.build(setting.model, loaded.x.shape[1:], loaded.num_classes, generator=torch.Generator().manual_seed(0))
 
-    chosen, own = choose_arms(arms, ARMS, Trial, positional=4)
+    reason = unknown_annotators(loaded, setting)
+    offered = {name: arm for name, arm in ARMS.items() if name != "tram"} if arms is None and reason else ARMS
+    chosen, own = choose_arms(arms, offered, Trial, positional=4)
+    if reason and "tram" in chosen and "tram" not in own:
+        raise ValueError(reason)
     base = _baseline(baseline, chosen)
     chosen = {name: _with_model(arm, factory) for name, arm in chosen.items()}
     others = [name for name in chosen if name != base]

@@ -9,6 +9,7 @@ from torch import nn
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.study import Cell
 from torchstone.data import TensorData
+from torchstone.models import initialize_
 from torchstone.studies._rivals.on_features import nearest_mean, nearest_neighbours
 
 CELL = Cell("x", "y", 0, Seeds(0))
@@ -17,8 +18,8 @@ CELL = Cell("x", "y", 0, Seeds(0))
 def parts() -> tuple[nn.Module, TensorData, torch.Tensor, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A network, training data, new inputs, and the features of both."""
     generator = torch.Generator().manual_seed(0)
-    body = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
-    network = nn.Sequential(body, nn.Linear(6, 3))
+    body = nn.Sequential(nn.Linear(4, 6), nn.Tanh())  # no two samples at the same distance
+    network = initialize_(nn.Sequential(body, nn.Linear(6, 3)), generator)
     x, new = torch.randn(2, 90, 4, generator=generator)
     train = TensorData(x, torch.randint(3, (90,), generator=generator), ("a", "b", "c"), "toy")
     return network, train, new, body(x).detach().numpy(), body(new).detach().numpy()
