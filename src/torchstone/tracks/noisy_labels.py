@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from torchstone import models
 from torchstone._checks import check_float, check_int, check_one_of
@@ -43,6 +44,8 @@ from torchstone.bench.study import Arm, Experiment, Study, Track
 from torchstone.data.registry import OWN_DATA_HELP, load
 from torchstone.data.tensors import TensorData
 from torchstone.errors import did_you_mean
+from torchstone.noise import hidden_layers
+from torchstone.noise.last_layer import last_linear
 from torchstone.tracks._label_source import parse_noise
 from torchstone.tracks._noisy_data import Problem, Setting, part_sizes
 from torchstone.tracks._noisy_fits import fit_ce, fit_elr, fit_gce, fit_sop
@@ -180,7 +183,7 @@ def study(
         data: what :func:`torchstone.data.load` takes.
         model: what :func:`torchstone.models.build` takes; by default a multi-layer perceptron.
         arms: names of :data:`TRACK`'s arms, ``"name=module:function"`` for own methods; or a mapping name -> ``None``,
-            a function or ``"module:function"``. By default all of the track's arms that the data allow.
+            a function or ``"module:function"``. By default all of the track's arms that data and model allow.
         baseline: the arm that each other arm is claimed to beat; by default ``"ce"``, or the first arm.
         tries: random draws for each arm that has a search space.
         noise: noise to put into right labels, ``"kind:rate"``; several make several cases.
@@ -224,13 +227,14 @@ def study(
         val=check_one_of("val", val, ("noisy", "clean")),
     )
     _check_data(loaded, setting)
-    models.build(setting.model, loaded.x.shape[1:], loaded.num_classes, generator=torch.Generator().manual_seed(0))
-
-    reason = unknown_annotators(loaded, setting)
-    offered = {name: arm for name, arm in ARMS.items() if name != "tram"} if arms is None and reason else ARMS
+    generator = torch.Generator().manual_seed(0)
+    network = models.build(setting.model, loaded.x.shape[1:], loaded.num_classes, generator=generator)
+    obstacles = _obstacles(loaded, setting, network)
+    offered = {name: arm for name, arm in ARMS.items() if arms is not None or name not in obstacles}
     chosen, own = choose_arms(arms, offered, Trial, positional=4)
-    if reason and "tram" in chosen and "tram" not in own:
-        raise ValueError(reason)
+    for name in chosen:
+        if name in obstacles and name not in own:
+            raise ValueError(obstacles[name])
     base = _baseline(baseline, chosen)
     chosen = {name: _with_model(arm, factory) for name, arm in chosen.items()}
     others = [name for name in chosen if name != base]
@@ -301,6 +305,17 @@ def _check_data(data: TensorData, setting: Setting) -> None:
             raise ValueError("val='clean' needs right labels beside the noisy ones: give noise or labels")
     if setting.augment != "none" and data.x.ndim != 4:
         raise ValueError(f"augment={setting.augment!r} is for images, but a sample has shape {tuple(data.x.shape[1:])}")
+
+
+def _obstacles(data: TensorData, setting: Setting, network: nn.Module) -> dict[str, str]:
+    """Built-in arms that these data or this model do not allow, and why."""
+    found = {"tram": unknown_annotators(data, setting)}
+    for name, look in (("rog", lambda: hidden_layers(network, data.x[:2])), ("npc", lambda: last_linear(network))):
+        try:
+            look()
+        except (TypeError, ValueError) as error:
+            found[name] = f"arm {name!r} cannot be used with this model: {error}"
+    return {name: reason for name, reason in found.items() if reason}
 
 
 def _with_model(arm: Arm, factory: Any) -> Arm:
