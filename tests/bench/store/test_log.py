@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from torchstone.errors import UnknownNameError
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "results.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    with Store.open(path) as opened:
-        yield opened
 
 
 def test_what_a_run_said_comes_back(store: Store) -> None:

@@ -5,11 +5,9 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -21,35 +19,6 @@ from torchstone.bench.environment import environment, environment_id
 from torchstone.bench.outcome import Outcome
 from torchstone.bench.store import Store, owner_id
 from torchstone.errors import StoreError
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty place for a store; `$TORCHSTONE_POSTGRES` is the URL of a server to test on."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "new" / "results.db")
-        return
-    url = os.environ.get("TORCHSTONE_POSTGRES", "")
-    if not url:
-        assert "postgres" not in os.environ.get("TORCHSTONE_REQUIRE", "").split(","), "TORCHSTONE_POSTGRES is not set"
-        pytest.skip("TORCHSTONE_POSTGRES names no server")
-    import sqlalchemy as sa
-
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    schema = f"test_{uuid4().hex}"
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
-    yield f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3D{schema}"
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
-    engine.dispose()
-
-
-@pytest.fixture
-def store(where: str) -> Iterator[Store]:
-    with Store.open(where) as opened:
-        yield opened
-
 
 # ---------------------------------------------------------------- planning
 
@@ -413,3 +382,28 @@ def test_a_failed_transaction_leaves_nothing(store: Store, monkeypatch: pytest.M
 def test_the_owner_is_this_process() -> None:
     assert owner_id() == owner_id()
     assert f":{os.getpid()}:" in owner_id()
+
+
+# ---------------------------------------------------------------- statements and derived values
+
+
+def test_statements_come_in_the_order_in_which_they_were_last_judged(store: Store) -> None:
+    first, second = store.add_study("s", {"a": 1}), store.add_study("s", {"a": 2})
+    assert [(record.study_id, record.name, record.stated) for record in store.studies()] == [
+        (first, "s", {"a": 1}),
+        (second, "s", {"a": 2}),
+    ]
+    store.log_verdicts(first, [{"verdict": "reproduced"}])
+    assert [record.study_id for record in store.studies()] == [second, first]
+
+
+def test_derived_values_are_replaced_and_belong_to_a_statement(store: Store) -> None:
+    first, second = store.add_study("s", {"a": 1}), store.add_study("s", {"a": 2})
+    store.keep_derived(first, "main", 0, {"slope": 1.0})
+    store.keep_derived(first, "main", 0, {"slope": 2.5, "none": math.nan})
+    store.keep_derived(first, "other", 3, {})
+    found = store.derived(first)
+    assert found.keys() == {("main", 0), ("other", 3)}
+    assert found["main", 0]["slope"] == 2.5
+    assert math.isnan(found["main", 0]["none"])
+    assert store.derived(second) == {}
