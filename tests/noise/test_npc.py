@@ -225,8 +225,10 @@ def test_a_shuffled_loader_sees_the_predictions_of_its_samples(monkeypatch):
 
 
 def test_without_a_prior_no_neighbours_are_sought(monkeypatch):
-    monkeypatch.setattr(npc, "knn_prior", None)
+    sought: list[Any] = []
+    monkeypatch.setattr(npc, "knn_prior", lambda *args, **options: sought.append(args))
     calibrator(rho=0.0).fit(inputs(), epochs=1, generator=generator())
+    assert not sought
 
 
 def test_a_right_prior_mends_a_classifier_with_one_bad_class():

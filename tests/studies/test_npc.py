@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.studies import synthetic
 from torchstone import api
-from torchstone.bench.judge import Judgement, judge
+from torchstone.bench.judge import Judgement
 from torchstone.bench.outcome import Outcome, Row
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.statistics.verdict import Verdict
@@ -37,52 +38,28 @@ GOOD: dict[str, tuple[float, float]] = {
     "rog": (0.82, 0.30),
     "prune-retrain": (0.87, 0.10),
 }
+VALUES = {arm: {"accuracy": accuracy, "memorised": memorised} for arm, (accuracy, memorised) in GOOD.items()}
 
 
-def row(number: int, **changes: Outcome | Mapping[str, float]) -> Row:
-    """A replicate with the values of ``GOOD`` but for ``changes``: arm -> values, or an outcome."""
-
-    def outcome(arm: str) -> Outcome:
-        change = changes.get(arm.replace("-", "_"), {})
-        if isinstance(change, Outcome):
-            return change
-        accuracy, memorised = GOOD[arm]
-        return Outcome({"accuracy": accuracy, "memorised": memorised, **change})
-
-    return MNIST.row(number, {(arm, case): outcome(arm) for arm, case in MNIST.slots})
+def row(number: int, **changes: synthetic.Change) -> Row:
+    """A replicate of ``mnist`` with these values, but for ``changes``: arm -> values, or an outcome."""
+    return synthetic.made_up(MNIST, number, VALUES, **changes)
 
 
-def judged(rows: Sequence[Row]) -> dict[str, Judgement]:
-    return {j.claim.sentence(): j for j in judge(STUDY, {"mnist": rows}) if j.experiment == "mnist"}
+def judged(rows: Sequence[Row], experiment: str = "mnist") -> dict[str, Judgement]:
+    return synthetic.judged(STUDY, experiment, rows)
 
 
-def primary(*changes: Mapping[str, Any]) -> Verdict:
-    rows = [row(number, **change) for number, change in enumerate(changes)]
-    return judged(rows)[STUDY.primary[1].sentence()].verdict
-
-
-SAME: dict[str, Any] = {}
-WORSE = {"npc": {"accuracy": 0.60}}
-EQUAL = {"npc": {"accuracy": 0.70}}
-NO_MEMORY = {"ce": {"memorised": 0.2}}
-DIVERGED = {"npc": Outcome(diverged="the loss became nan")}
-
-
-@pytest.mark.parametrize(
-    ("changes", "verdict"),
-    [
-        ([SAME] * 6, Verdict.REPRODUCED),
-        ([WORSE] * 6, Verdict.REFUTED),
-        ([EQUAL] * 24, Verdict.DEGENERATE),
-        ([SAME, WORSE] * 12, Verdict.NOT_SIGNIFICANT),
-        ([NO_MEMORY] * 6, Verdict.PREMISE_NOT_MET),
-        ([DIVERGED] * 6, Verdict.REFUTED),
-        ([SAME] * 5, Verdict.TOO_FEW),
-        ([], Verdict.NOT_RUN),
-    ],
+@synthetic.every_verdict(
+    worse={"npc": {"accuracy": 0.60}},
+    equal={"npc": {"accuracy": 0.70}},
+    broken={"ce": {"memorised": 0.2}},
+    lost={"npc": Outcome(diverged="the loss became nan")},
+    most=24,
 )
 def test_every_verdict_on_the_claim_can_come_out(changes: list[Mapping[str, Any]], verdict: Verdict) -> None:
-    assert primary(*changes) == verdict
+    rows = [row(number, **change) for number, change in enumerate(changes)]
+    assert synthetic.primary(STUDY, rows) == verdict
 
 
 def test_where_the_control_does_as_well_the_study_says_so() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.studies import synthetic
 from torchstone import api
-from torchstone.bench.judge import Judgement, judge
+from torchstone.bench.judge import Judgement
 from torchstone.bench.outcome import Outcome, Row
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.statistics.verdict import Verdict
@@ -36,52 +37,28 @@ ACCURACY = {
     "gce": 0.86,
     "elr": 0.90,
 }
+VALUES = {arm: {"accuracy": value, "memorised": 0.8, "forwards": 60_000.0} for arm, value in ACCURACY.items()}
 
 
-def row(number: int, **changes: Outcome | Mapping[str, float]) -> Row:
-    """A replicate of ``mnist``, but for ``changes``: arm -> values, or an outcome."""
-
-    def outcome(arm: str) -> Outcome:
-        change = changes.get(arm.replace("-", "_"), {})
-        if isinstance(change, Outcome):
-            return change
-        values = {"accuracy": ACCURACY[arm], "memorised": 0.8, "forwards": 60_000.0, **change}
-        return Outcome(values, cost={"forwards": values.pop("forwards")})
-
-    return MNIST.row(number, {(arm, case): outcome(arm) for arm, case in MNIST.slots})
+def row(number: int, **changes: synthetic.Change) -> Row:
+    """A replicate of ``mnist`` with these values, but for ``changes``: arm -> values, or an outcome."""
+    return synthetic.made_up(MNIST, number, VALUES, **changes)
 
 
 def judged(rows: Sequence[Row], experiment: str = "mnist") -> dict[str, Judgement]:
-    return {j.claim.sentence(): j for j in judge(STUDY, {experiment: rows}) if j.experiment == experiment}
+    return synthetic.judged(STUDY, experiment, rows)
 
 
-def primary(*changes: Mapping[str, Any]) -> Verdict:
-    rows = [row(number, **change) for number, change in enumerate(changes)]
-    return judged(rows)[STUDY.primary[1].sentence()].verdict
-
-
-GOOD: dict[str, Any] = {}
-WORSE = {"rog": {"accuracy": 0.60}}
-EQUAL = {"rog": {"accuracy": 0.70}}
-NO_MEMORY = {"softmax": {"memorised": 0.2}}
-DIVERGED = {"rog": Outcome(diverged="the covariance holds nan")}
-
-
-@pytest.mark.parametrize(
-    ("changes", "verdict"),
-    [
-        ([GOOD] * 6, Verdict.REPRODUCED),
-        ([WORSE] * 6, Verdict.REFUTED),
-        ([EQUAL] * 29, Verdict.DEGENERATE),
-        ([GOOD, WORSE] * 14 + [GOOD], Verdict.NOT_SIGNIFICANT),
-        ([NO_MEMORY] * 6, Verdict.PREMISE_NOT_MET),
-        ([DIVERGED] * 6, Verdict.REFUTED),
-        ([GOOD] * 5, Verdict.TOO_FEW),
-        ([], Verdict.NOT_RUN),
-    ],
+@synthetic.every_verdict(
+    worse={"rog": {"accuracy": 0.60}},
+    equal={"rog": {"accuracy": 0.70}},
+    broken={"softmax": {"memorised": 0.2}},
+    lost={"rog": Outcome(diverged="the covariance holds nan")},
+    most=29,
 )
 def test_every_verdict_on_the_claim_can_come_out(changes: list[Mapping[str, Any]], verdict: Verdict) -> None:
-    assert primary(*changes) == verdict
+    rows = [row(number, **change) for number, change in enumerate(changes)]
+    assert synthetic.primary(STUDY, rows) == verdict
 
 
 def test_the_gain_of_the_gaussians_and_that_of_mcd_are_judged_apart() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.studies import synthetic
 from torchstone import api
-from torchstone.bench.judge import Judgement, judge
+from torchstone.bench.judge import Judgement
 from torchstone.bench.outcome import Outcome, Row
 from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.study import Cell, Experiment
@@ -25,53 +26,31 @@ EXPECTED = {
     "sop-no-v": (0.87, 0.09),
     "sop-published": (0.87, 0.08),
 }
+VALUES = {
+    arm: {"accuracy": accuracy, "memorised": memorised, "noise_auc": 0.97, "forwards": 60_000.0}
+    for arm, (accuracy, memorised) in EXPECTED.items()
+}
 
 
-def row(number: int, **changes: Outcome | Mapping[str, float]) -> Row:
-    """A replicate in which all arms do what is expected of them, but for ``changes``: arm -> values, or an outcome."""
-
-    def outcome(arm: str) -> Outcome:
-        change = changes.get(arm.replace("-", "_"), {})
-        if isinstance(change, Outcome):
-            return change
-        accuracy, memorised = EXPECTED[arm]
-        values = {"accuracy": accuracy, "memorised": memorised, "noise_auc": 0.97, "forwards": 60_000.0, **change}
-        return Outcome(values, cost={"forwards": values.pop("forwards")})
-
-    return MNIST.row(number, {(arm, case): outcome(arm) for arm, case in MNIST.slots})
+def row(number: int, **changes: synthetic.Change) -> Row:
+    """A replicate of ``mnist`` with these values, but for ``changes``: arm -> values, or an outcome."""
+    return synthetic.made_up(MNIST, number, VALUES, **changes)
 
 
-def judged(rows: Sequence[Row]) -> dict[str, Judgement]:
-    return {j.claim.sentence(): j for j in judge(STUDY, {"mnist": rows}) if j.experiment == "mnist"}
+def judged(rows: Sequence[Row], experiment: str = "mnist") -> dict[str, Judgement]:
+    return synthetic.judged(STUDY, experiment, rows)
 
 
-def primary(*changes: Mapping[str, Any]) -> Verdict:
-    rows = [row(number, **change) for number, change in enumerate(changes)]
-    return judged(rows)[STUDY.primary[1].sentence()].verdict
-
-
-GOOD: dict[str, Any] = {}
-WORSE = {"sop": {"accuracy": 0.60}}
-EQUAL = {"sop": {"accuracy": 0.70}}
-NO_MEMORY = {"ce": {"memorised": 0.2}}
-DIVERGED = {"sop": Outcome(diverged="the loss became nan")}
-
-
-@pytest.mark.parametrize(
-    ("changes", "verdict"),
-    [
-        ([GOOD] * 6, Verdict.REPRODUCED),
-        ([WORSE] * 6, Verdict.REFUTED),
-        ([EQUAL] * 29, Verdict.DEGENERATE),
-        ([GOOD, WORSE] * 14 + [GOOD], Verdict.NOT_SIGNIFICANT),
-        ([NO_MEMORY] * 6, Verdict.PREMISE_NOT_MET),
-        ([DIVERGED] * 6, Verdict.REFUTED),
-        ([GOOD] * 5, Verdict.TOO_FEW),
-        ([], Verdict.NOT_RUN),
-    ],
+@synthetic.every_verdict(
+    worse={"sop": {"accuracy": 0.60}},
+    equal={"sop": {"accuracy": 0.70}},
+    broken={"ce": {"memorised": 0.2}},
+    lost={"sop": Outcome(diverged="the loss became nan")},
+    most=29,
 )
 def test_every_verdict_on_the_claim_can_come_out(changes: list[Mapping[str, Any]], verdict: Verdict) -> None:
-    assert primary(*changes) == verdict
+    rows = [row(number, **change) for number, change in enumerate(changes)]
+    assert synthetic.primary(STUDY, rows) == verdict
 
 
 def test_each_claim_is_judged_by_itself() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.studies import synthetic
 from torchstone import api
 from torchstone.bench.claims import Claim
-from torchstone.bench.judge import Judgement, judge
+from torchstone.bench.judge import Judgement
 from torchstone.bench.outcome import Outcome, Row
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.statistics.verdict import Verdict
@@ -42,53 +43,31 @@ EXPECTED = {
     "tram-indicator": 0.87,
     "no-spammers": 0.90,
 }
+VALUES = {
+    arm: {"accuracy": accuracy, "memorised": 0.4 if arm == "no-pi" else 0.2, "forwards": 48_000.0}
+    for arm, accuracy in EXPECTED.items()
+}
 
 
-def row(number: int, **changes: Outcome | Mapping[str, float]) -> Row:
-    """A replicate in which every claim of ``mnist`` holds, but for ``changes``: arm -> values, or an outcome."""
-
-    def outcome(arm: str) -> Outcome:
-        change = changes.get(arm.replace("-", "_"), {})
-        if isinstance(change, Outcome):
-            return change
-        memorised = 0.4 if arm == "no-pi" else 0.2
-        values = {"accuracy": EXPECTED[arm], "memorised": memorised, "forwards": 48_000.0, **change}
-        return Outcome(values, cost={"forwards": values.pop("forwards")})
-
-    return MNIST.row(number, {(arm, case): outcome(arm) for arm, case in MNIST.slots})
+def row(number: int, **changes: synthetic.Change) -> Row:
+    """A replicate of ``mnist`` with these values, but for ``changes``: arm -> values, or an outcome."""
+    return synthetic.made_up(MNIST, number, VALUES, **changes)
 
 
-def judged(rows: Sequence[Row]) -> dict[str, Judgement]:
-    return {j.claim.sentence(): j for j in judge(STUDY, {"mnist": rows}) if j.experiment == "mnist"}
+def judged(rows: Sequence[Row], experiment: str = "mnist") -> dict[str, Judgement]:
+    return synthetic.judged(STUDY, experiment, rows)
 
 
-def primary(*changes: Mapping[str, Any]) -> Verdict:
-    rows = [row(number, **change) for number, change in enumerate(changes)]
-    return judged(rows)[STUDY.primary[1].sentence()].verdict
-
-
-GOOD: dict[str, Any] = {}
-WORSE = {"tram": {"accuracy": 0.79}}
-EQUAL = {"tram": {"accuracy": 0.80}}
-HARMLESS = {"no_spammers": {"accuracy": 0.79}}
-DIVERGED = {"tram": Outcome(diverged="the loss became nan")}
-
-
-@pytest.mark.parametrize(
-    ("changes", "verdict"),
-    [
-        ([GOOD] * 6, Verdict.REPRODUCED),
-        ([WORSE] * 6, Verdict.REFUTED),
-        ([EQUAL] * 29, Verdict.DEGENERATE),
-        ([GOOD, WORSE] * 14 + [GOOD], Verdict.NOT_SIGNIFICANT),
-        ([HARMLESS] * 6, Verdict.PREMISE_NOT_MET),
-        ([DIVERGED] * 6, Verdict.REFUTED),
-        ([GOOD] * 5, Verdict.TOO_FEW),
-        ([], Verdict.NOT_RUN),
-    ],
+@synthetic.every_verdict(
+    worse={"tram": {"accuracy": 0.79}},
+    equal={"tram": {"accuracy": 0.80}},
+    broken={"no_spammers": {"accuracy": 0.79}},
+    lost={"tram": Outcome(diverged="the loss became nan")},
+    most=29,
 )
 def test_every_verdict_on_the_claim_can_come_out(changes: list[Mapping[str, Any]], verdict: Verdict) -> None:
-    assert primary(*changes) == verdict
+    rows = [row(number, **change) for number, change in enumerate(changes)]
+    assert synthetic.primary(STUDY, rows) == verdict
 
 
 def test_each_claim_is_judged_by_itself() -> None:
@@ -125,7 +104,7 @@ def linear(number: int, risks: Mapping[str, float], deviation: float) -> Row:
 )
 def test_the_closed_forms_can_be_refuted(risks: Mapping[str, float], deviation: float, refuted: int) -> None:
     rows = [linear(number, risks, deviation) for number in range(6)]
-    verdicts = [j.verdict for j in judge(STUDY, {"linear": rows}) if j.experiment == "linear"]
+    verdicts = [judgement.verdict for judgement in judged(rows, "linear").values()]
     assert verdicts.count(Verdict.REFUTED) == refuted
     assert verdicts.count(Verdict.REPRODUCED) == len(verdicts) - refuted
 

@@ -38,7 +38,7 @@ from torchstone.noise.knn_prior import confident_references, knn_vote
 from torchstone.noise.last_layer import PENULTIMATE, last_linear, penultimate
 from torchstone.studies._data import data_identity
 from torchstone.studies._rivals.noisy_labels import fit_prune_and_retrain, repair_temperature
-from torchstone.studies.sop import FULL_CIFAR10, small_cnn
+from torchstone.studies.sop import FULL_CIFAR10, human_labels
 from torchstone.tracks._npc_fit import repair_npc
 from torchstone.tracks._post_hoc import PostHoc, as_trained
 from torchstone.tracks._rog_fit import repair_rog
@@ -222,15 +222,7 @@ def _mnist() -> Experiment:
 
 def _cifar10n() -> Experiment:
     cases = ("worse", "aggre")
-    bench = Setting(
-        labels={case: f"column:{case}" for case in cases},
-        model=small_cnn,
-        epochs=40,
-        batch_size=128,
-        samples=2050,
-        test_fraction=800 / 2050,
-        val_fraction=0.2,
-    )
+    bench = human_labels(cases)
     return Experiment(
         name="cifar10n",
         arms={"ce": CE, "ce-early": CE_EARLY, "knn": KNN, "npc": NPC, "npc-early": NPC_EARLY},

@@ -41,7 +41,7 @@ from torchstone.bench.study import Arm, Experiment, Study
 from torchstone.studies._data import data_identity
 from torchstone.studies._rivals.on_features import nearest_mean, nearest_neighbours
 from torchstone.studies._rog_gaussians import CASES, Blobs, draw, run_estimator
-from torchstone.studies.sop import FULL_CIFAR10, LR, small_cnn
+from torchstone.studies.sop import FULL_CIFAR10, LR, human_labels
 from torchstone.tracks._early_stopping import best_epoch, fit_ce_keeping_best
 from torchstone.tracks._post_hoc import PostHoc, as_trained
 from torchstone.tracks._rog_fit import repair_rog
@@ -200,15 +200,7 @@ def _gaussians() -> Experiment:
 
 def _cifar10n() -> Experiment:
     cases = ("worse", "random1", "aggre")
-    bench = Setting(
-        labels={case: f"column:{case}" for case in cases},
-        model=small_cnn,
-        epochs=40,
-        batch_size=128,
-        samples=2050,
-        test_fraction=800 / 2050,
-        val_fraction=0.2,
-    )
+    bench = human_labels(cases)
     return Experiment(
         name="cifar10n",
         arms={"softmax": SOFTMAX, **GAUSSIANS, "early-stopped": SIMPLER["early-stopped"]},

@@ -36,7 +36,7 @@ from torchstone.models import StridedCNN
 from torchstone.studies._data import data_identity
 from torchstone.tracks.noisy_labels import TRACK, BestEpoch, Problem, Setting, Trial, fit_ce, fit_sop
 
-__all__ = ["LR", "STUDY", "fit_sop_without_v", "small_cnn"]
+__all__ = ["FULL_CIFAR10", "LR", "STUDY", "fit_sop_without_v", "human_labels", "small_cnn"]
 
 LR = LogUniform(0.05, 0.2)
 """Learning rates at which cross entropy fits wrong labels within the epochs of all experiments here."""
@@ -67,6 +67,19 @@ def _tuned(name: str) -> Arm:
     """An arm of the track with this study's learning rates."""
     arm = TRACK.arms[name]
     return replace(arm, space={**arm.space, "lr": LR})
+
+
+def human_labels(cases: tuple[str, ...]) -> Setting:
+    """CIFAR-10 with the columns of human labels ``cases``, at bench scale: 1 000 images to train on, 800 to test on."""
+    return Setting(
+        labels={case: f"column:{case}" for case in cases},
+        model=small_cnn,
+        epochs=40,
+        batch_size=128,
+        samples=2050,
+        test_fraction=800 / 2050,
+        val_fraction=0.2,
+    )
 
 
 FULL_CIFAR10 = Setting(labels={}, model="resnet18", epochs=120, batch_size=128, augment="crop-flip", val_fraction=0.1)
@@ -168,15 +181,7 @@ def _digits() -> Experiment:
 
 def _cifar10n() -> Experiment:
     cases = ("worse", "random1", "aggre")
-    bench = Setting(
-        labels={case: f"column:{case}" for case in cases},
-        model=small_cnn,
-        epochs=40,
-        batch_size=128,
-        samples=2050,
-        test_fraction=800 / 2050,
-        val_fraction=0.2,
-    )
+    bench = human_labels(cases)
     return Experiment(
         name="cifar10n",
         arms={"ce": _tuned("ce"), "ce-best-epoch": BEST_EPOCH, "sop": _tuned("sop")},
