@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
+# Libraries that tests compare with; they ask for packages that do not work beside this torch and that nothing here uses.
+ORACLES := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt_einsum unfoldNd tqdm
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types imports unit shapes docs evidence generated clean
@@ -17,6 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(ORACLES)
 	touch $@
 
 demo: setup  ## Compare four ways to learn from noisy labels on real digits, in at most two minutes
@@ -42,7 +45,7 @@ unit: setup
 shapes: setup  ## Tests of the tensor code once more, with every shape annotation checked at run time
 	OMP_NUM_THREADS=1 TORCHSTONE_CHECK_SHAPES=1 $(BIN)/python -m pytest -q -n $(JOBS) \
 	    -m "not nightly and not gpu and not untyped and not ddp and not study" \
-	    tests/noise tests/models tests/training tests/data
+	    tests/noise tests/dynamics tests/models tests/training tests/data
 
 docs: setup
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
