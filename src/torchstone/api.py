@@ -105,6 +105,7 @@ def run(
     fail_fast: bool = False,
     jobs: int = 1,
     executor: str = "auto",
+    stack: str = "auto",
     cell_limit: float | None = None,
     memory_limit: float | None = None,
     variance: bool = False,
@@ -127,6 +128,8 @@ def run(
             ``if __name__ == "__main__":``, as :mod:`multiprocessing` demands.
         executor: ``"inline"`` computes in this process, where a debugger works; ``"process"`` in worker processes;
             ``"auto"`` in worker processes if there are several jobs or a limit.
+        stack: whether arms that can train many replicates in one pass do so: ``"never"``, ``"always"``, or ``"auto"``,
+            where a short calibration finds it faster.
         cell_limit: wall-clock seconds after which a worker is ended; its cell counts as failed.
         memory_limit: resident bytes at which a worker is ended; its cell counts as failed.
         variance: then measure how much of the spread each source of chance causes.
@@ -150,6 +153,7 @@ def run(
         fail_fast=fail_fast,
         jobs=jobs,
         executor=executor,
+        stack=stack,
         cell_limit=math.inf if cell_limit is None else cell_limit,
         memory_limit=math.inf if memory_limit is None else memory_limit,
         variance=variance,
@@ -178,6 +182,7 @@ def compare(
     fail_fast: bool = False,
     jobs: int = 1,
     executor: str = "auto",
+    stack: str = "auto",
     cell_limit: float | None = None,
     memory_limit: float | None = None,
     variance: bool = False,
@@ -202,6 +207,7 @@ def compare(
         fail_fast: stop at the first run that raises.
         jobs: worker processes, as for :func:`run`.
         executor: where runs are computed, as for :func:`run`.
+        stack: whether replicates are trained in one pass, as for :func:`run`.
         cell_limit: wall-clock seconds that a cell may take.
         memory_limit: resident bytes that a worker may take.
         variance: then measure how much of the spread each source of chance causes.
@@ -226,6 +232,7 @@ def compare(
         fail_fast=fail_fast,
         jobs=jobs,
         executor=executor,
+        stack=stack,
         cell_limit=cell_limit,
         memory_limit=memory_limit,
         variance=variance,

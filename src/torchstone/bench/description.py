@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -59,6 +59,7 @@ def _arm(arm: Arm, name: str) -> dict[str, Any]:
         "space": {key: plain(dist, f"space[{key!r}] of arm {name!r}") for key, dist in arm.space.items()},
         "tuned_as": arm.tuned_as,
         "cases": list(arm.cases),
+        **({"stacked": True} if arm.stacked else {}),
     }
 
 
@@ -112,6 +113,7 @@ def _restored_arm(stated: Mapping[str, Any]) -> Arm:
         role=stated["role"],
         cases=tuple(stated["cases"]),
         about=stated["about"],
+        stacked=_none_at_hand if stated.get("stacked") else None,
     )
 
 
@@ -133,6 +135,10 @@ def _distribution(stated: Any) -> Any:
 
 def _not_at_hand(cell: Cell, **hyper: Any) -> Outcome:
     raise StudyError("this study was read back from a store: it can be shown and judged, not run")
+
+
+def _none_at_hand(cells: Sequence[Cell], hypers: Sequence[Mapping[str, Any]]) -> Sequence[Outcome]:
+    return [_not_at_hand(cell) for cell in cells]
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ class Processes:
         recipe: what each worker is made from; it is sent there, so all of it must live at module level.
         jobs: number of processes.
         listen: receives the workers' events.
-        cell_limit: wall-clock seconds after which a cell is ended and counts as failed.
+        cell_limit: wall-clock seconds after which a cell is ended and counts as failed; a block of replicates may
+            take so many times as long.
         memory_limit: resident bytes (of a worker, without what it starts) at which its cell is ended and counts as
             failed; looked at twice a second.
     """
@@ -217,7 +218,8 @@ class Processes:
         return finished
 
     def _beyond_limits(self, worker: _Process) -> str:
-        if worker.started and time.monotonic() - worker.since > self.cell_limit:
+        replicates = len({(spec.replicate, spec.attempt) for spec in worker.cell})
+        if worker.started and time.monotonic() - worker.since > self.cell_limit * replicates:
             return f"its cell took longer than cell_limit = {self.cell_limit:g} s: raise the limit, or compute less"
         if self.memory_limit < float("inf") and _resident(worker.process.pid) > self.memory_limit:
             limit = f"{self.memory_limit / 2**20:.0f} MiB"

@@ -26,7 +26,7 @@ from torchstone.errors import StudyError, did_you_mean
 
 __all__ = ["KINDS", "RunSpec", "canonical_json", "digest", "plain"]
 
-KINDS = ("trial", "hpo", "variance")
+KINDS = ("trial", "hpo", "variance", "calibration")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class RunSpec:
         case: name of the case.
         replicate: number of the replicate, from 0.
         scale: ``smoke``, ``bench`` or ``paper``.
-        kind: ``trial`` counts; ``hpo`` is a tuning draw; in ``variance`` one source of variation alone is resampled.
+        kind: ``trial`` counts; ``hpo`` is a tuning draw; in ``variance`` one source of variation alone is resampled;
+            a ``calibration`` measures whether training replicates in one pass pays.
         attempt: number of the tuning draw, or of the source in :data:`~torchstone.bench.seeds.SOURCES`; 0 for a trial.
         seed: seed of the study.
         hyper: the final hyper-parameters passed to the arm.
@@ -102,7 +103,7 @@ class RunSpec:
 
     @property
     def cell(self) -> tuple[str, str, int, str, int]:
-        """``(experiment, case, replicate, kind, attempt)``: the unit of lease and resume."""
+        """``(experiment, case, replicate, kind, attempt)``: all arms of a cell get the same seeds."""
         return (self.experiment, self.case, self.replicate, self.kind, self.attempt)
 
 

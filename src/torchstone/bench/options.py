@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torchstone._checks import check_float, check_int, check_one_of
+from torchstone.bench.stacking import STACK
 from torchstone.bench.worker import Event
 
 __all__ = ["EXECUTORS", "Options", "ignore"]
@@ -33,7 +34,8 @@ class Options:
         jobs: worker processes.
         executor: ``process`` for worker processes; ``inline`` to run everything in this process, where a debugger
             works; ``auto`` for worker processes if there are several jobs or a limit, and the store is a file.
-        cell_limit: wall-clock seconds that a cell may take.
+        stack: train replicates in one pass where an arm can: ``auto`` measures whether it is faster.
+        cell_limit: wall-clock seconds that a cell may take (a block of replicates so many times as long).
         memory_limit: resident bytes that a worker process may take.
         variance: then find out how much each source of variation moves the score of the primary claim.
         listen: receives every :class:`Event`.
@@ -49,6 +51,7 @@ class Options:
     fail_fast: bool = False
     jobs: int = 1
     executor: str = "auto"
+    stack: str = "auto"
     cell_limit: float = math.inf
     memory_limit: float = math.inf
     variance: bool = False
@@ -58,6 +61,7 @@ class Options:
     def __post_init__(self) -> None:
         check_int("jobs", self.jobs, 1)
         check_one_of("executor", self.executor, EXECUTORS)
+        check_one_of("stack", self.stack, STACK)
         check_float("cell_limit", self.cell_limit, 0.0, open_low=True)
         check_float("memory_limit", self.memory_limit, 0.0, open_low=True)
 

@@ -63,6 +63,7 @@ def stored_result(store: Store, name: str, *, scale: str | None = None) -> Resul
         e_threshold=plan["e_threshold"],
         replicates=plan["replicates"],
         variance=plan.get("variance", False),
+        stack=plan.get("stack", "never"),
     )
     study = restore(record.stated, store.derived(record.study_id))
     result = _ReadStudy(study, store, options, _Lookup(store), plan, record.study_id).all()

@@ -6,7 +6,7 @@ themselves when they are built, so that a misspelt name is found before hours ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -77,6 +77,10 @@ def _no_snapshot(predictor: Any) -> None:
     return None
 
 
+def _no_tick() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Cell:
     """All that an arm may know: experiment, case and replicate, with their seeds.
@@ -94,6 +98,7 @@ class Cell:
         log: ``log(name, value, step)`` adds a point to a curve.
         snapshot: may be called after every epoch with the current predictor, from which the bench draws learning
             curves; nothing comes back, so a method cannot profit from it.
+        tick: an arm that can stack replicates calls it after each step, by which the bench learns how fast it is.
     """
 
     experiment: str
@@ -107,6 +112,7 @@ class Cell:
     checkpoint: Checkpoint = field(default_factory=_NoCheckpoint)
     log: Callable[..., None] = _no_log
     snapshot: Callable[[Any], None] = _no_snapshot
+    tick: Callable[[], None] = _no_tick
 
     def seal(self, content: T) -> Sealed[T]:
         """Wrap test data so that they cannot be opened while an arm is tuned."""
@@ -125,6 +131,10 @@ class Arm:
         role: one of :data:`ROLES`.
         cases: the cases it runs on; ``()`` means all.
         about: one line for the report.
+        stacked: module-level function ``stacked(cells, hypers) -> outcomes`` that does in one pass what
+            ``run(cell, **hyper)`` does for each cell and its hyper-parameters. The cells are replicates of one case,
+            or, while tuning, one replicate with different draws. A cell that diverged says so in its outcome. Both
+            functions call ``tick()`` of the (first) cell after each step. Used where it is faster.
     """
 
     run: Callable[..., Outcome]
@@ -134,13 +144,16 @@ class Arm:
     role: str = "baseline"
     cases: tuple[str, ...] = ()
     about: str = ""
+    stacked: Callable[[Sequence[Cell], Sequence[Mapping[str, Any]]], Sequence[Outcome]] | None = None
 
     def __post_init__(self) -> None:
-        qualname = getattr(self.run, "__qualname__", type(self.run).__qualname__)
-        if "<" in qualname:
-            raise StudyError(
-                f"run of an arm must be a module-level function, so that a worker process finds it; got {qualname}"
-            )
+        for part, function in (("run", self.run), ("stacked", self.stacked)):
+            qualname = getattr(function, "__qualname__", type(function).__qualname__)
+            if "<" in qualname:
+                raise StudyError(
+                    f"{part} of an arm must be a module-level function, so that a worker process finds it; "
+                    f"got {qualname}"
+                )
         if self.role not in ROLES:
             raise did_you_mean("role", self.role, ROLES)
         if self.space and self.tuned_as:

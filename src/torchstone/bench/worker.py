@@ -1,5 +1,7 @@
 """Run one cell: take its runs from the store, call the arms, put the outcomes back.
 
+Cells whose replicates are trained in one pass come as a block.
+
 A worker owns the runs it has claimed for as long as it renews its lease. Where another worker holds some runs of the
 cell, this one waits for them instead of computing them twice.
 """
@@ -7,24 +9,24 @@ cell, this one waits for them instead of computing them twice.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torchstone.bench.capture import Capture, Streams
 from torchstone.bench.identity import RunSpec
 from torchstone.bench.outcome import Outcome
+from torchstone.bench.passes import Pass, passes, text_of
 from torchstone.bench.store import Store
 from torchstone.bench.store.owner import owner_id
-from torchstone.bench.study import Cell, Experiment, Study
-from torchstone.errors import CorruptDataError, DivergedError, StoreError, StudyError, TorchstoneError
+from torchstone.bench.study import Study
+from torchstone.errors import CorruptDataError, StoreError, StudyError, TorchstoneError
 
 __all__ = ["CellDone", "Event", "Worker", "reason_of", "where"]
 
@@ -46,7 +48,7 @@ class Event:
 
 @dataclass(frozen=True)
 class CellDone:
-    """What became of a cell: outcomes by run id, and one sentence for each run that raised."""
+    """What became of a cell or block of cells: outcomes by run id, and one sentence for each run that raised."""
 
     specs: Sequence[RunSpec]
     outcomes: Mapping[str, Outcome]
@@ -88,7 +90,7 @@ class Worker:
         self.owner = owner_id()
 
     def run(self, specs: Sequence[RunSpec]) -> CellDone:
-        """Run the arms of one cell that are not stored yet.
+        """Run the arms of one cell, or of a block of cells, that are not stored yet.
 
         Raises:
             StudyError: if an arm breaks the protocol (returns no outcome, or test values while being tuned).
@@ -97,18 +99,16 @@ class Worker:
         self.store.plan(specs, study_id=self.study_id)
         done = self.store.outcomes(ids)
         failures: dict[str, str] = {}
-        shared = _Shared(self.study.experiment(specs[0].experiment))
+        jobs = list(passes(specs, self.study.experiment(specs[0].experiment)))
         while waiting := [spec for spec in specs if spec.run_id not in done and spec.run_id not in failures]:
             claimed = self.store.claim([spec.run_id for spec in waiting], self.owner, lease_s=LEASE_S)
             if not claimed:
                 time.sleep(WAIT_S)
             with self._holding(claimed) as held:
-                for spec in waiting:
-                    if spec.run_id in held:
-                        outcome = self._run_arm(spec, shared, failures)
-                        held.discard(spec.run_id)
-                        if outcome is not None:
-                            done[spec.run_id] = outcome
+                for job in jobs:
+                    if not held.isdisjoint(job.curves):
+                        done |= self._run_arm(job, held, failures)
+                        held.difference_update(job.curves)
             done |= self.store.outcomes([run_id for run_id in ids if run_id not in done])
         return CellDone(tuple(specs), done, tuple(failures.values()))
 
@@ -133,83 +133,43 @@ class Worker:
                 with contextlib.suppress(StoreError):  # then the lease ends by itself; what broke the store is told
                     self.store.release(sorted(held), self.owner)
 
-    def _run_arm(self, spec: RunSpec, shared: _Shared, failures: dict[str, str]) -> Outcome | None:
-        experiment = shared.experiment
-        curves: dict[str, list[tuple[int, float]]] = {}
-
-        def log(name: str, value: float, step: int | None = None) -> None:
-            points = curves.setdefault(name, [])
-            points.append((len(points) if step is None else step, float(value)))
-
-        checkpoint = _RunCheckpoint(_checkpoint_path(self.store.url, spec.run_id))
-        cell = Cell(
-            experiment=spec.experiment,
-            case=spec.case,
-            replicate=0 if spec.kind == "variance" else spec.replicate,
-            seeds=spec.seeds,
-            setting=experiment.settings.get(spec.scale),
-            tuning=spec.kind == "hpo",
-            device=self.device,
-            checkpoint=checkpoint,
-            log=log,
-        )
-        cell = replace(cell, shared=shared.bind(cell))
-        shared.seconds = 0.0
+    def _run_arm(self, job: Pass, held: Set[str], failures: dict[str, str]) -> dict[str, Outcome]:
+        """Run an arm in one cell, or in many in one pass; store and return the outcomes of the runs that are held."""
+        ours = [spec for spec in job.specs if spec.run_id in held]
+        checkpoint = _RunCheckpoint(_checkpoint_path(self.store.url, job.specs[0].run_id))
         wall, cpu = time.perf_counter(), time.process_time()
         with self.capture() as said:
             try:
-                outcome = _checked(experiment.arms[spec.arm].run(cell, **spec.hyper), spec)
-            except DivergedError as error:
-                outcome = Outcome(objective=-math.inf, diverged=_text(error) or "training diverged")
+                outcomes = job.run(self.device, checkpoint)
             except (Exception, SystemExit) as error:
-                self.store.fail(spec.run_id, self.owner, error, text=said())
+                for spec in ours:
+                    self.store.fail(spec.run_id, self.owner, error, text=said())
                 if isinstance(error, StudyError) or _debugger_quit(error):
                     raise
-                failures[spec.run_id] = f"{where(spec)}: {reason_of(error)}"
-                self.listen(Event("failed", {"spec": spec, "error": reason_of(error)}))
+                for spec in ours:
+                    failures[spec.run_id] = f"{where(spec)}: {reason_of(error)}"
+                    self.listen(Event("failed", {"spec": spec, "error": reason_of(error)}))
                 if self.fail_fast:
-                    raise error if isinstance(error, Exception) else TorchstoneError(failures[spec.run_id]) from error
-                return None
+                    problem = f"{where(job.specs[0])}: {reason_of(error)}"
+                    raise error if isinstance(error, Exception) else TorchstoneError(problem) from error
+                return {}
             text = said()
-        stored = self.store.finish(
-            spec.run_id,
-            self.owner,
-            outcome,
-            wall_s=time.perf_counter() - wall - shared.seconds,
-            cpu_s=time.process_time() - cpu,
-            shared_s=shared.seconds,
-            peak_rss=_peak_rss(),
-            device=self.device,
-            curves=curves,
-            text=text,
-        )
-        if not stored:  # the lease was lost, to another worker that finishes the run
-            return None
-        checkpoint.remove()
-        self.listen(Event("run", {"spec": spec, "outcome": outcome}))
-        return outcome
-
-
-class _Shared:
-    """Work that several arms of a cell need: computed on first use, once per cell, and timed apart."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.value: Any = None
-        self.ready = False
-        self.seconds = 0.0
-
-    def bind(self, cell: Cell) -> Callable[[], Any]:
-        def shared() -> Any:
-            if not self.ready:
-                started = time.perf_counter()
-                compute = self.experiment.shared
-                self.value = None if compute is None else compute(cell)
-                self.ready = True
-                self.seconds += time.perf_counter() - started
-            return self.value
-
-        return shared
+        count, (shared_wall, shared_cpu) = len(job.specs), job.shared_seconds
+        cost = {
+            "wall_s": (time.perf_counter() - wall - shared_wall) / count,
+            "cpu_s": (time.process_time() - cpu - shared_cpu) / count,
+            "shared_s": shared_wall / count,
+        }
+        stored: dict[str, Outcome] = {}
+        for spec in ours:
+            outcome, curves = outcomes[spec.run_id], job.curves[spec.run_id]
+            kept = {"peak_rss": _peak_rss(), "device": self.device, "curves": curves, "text": text}
+            if self.store.finish(spec.run_id, self.owner, outcome, **cost, **kept):
+                stored[spec.run_id] = outcome  # else the lease was lost, to a worker that finishes the run
+                self.listen(Event("run", {"spec": spec, "outcome": outcome}))
+        if stored:
+            checkpoint.remove()
+        return stored
 
 
 class _RunCheckpoint:
@@ -240,21 +200,6 @@ class _RunCheckpoint:
             self.path.unlink(missing_ok=True)
 
 
-def _checked(outcome: Any, spec: RunSpec) -> Outcome:
-    """Refuse what breaks the protocol: an arm that leaks test values while it is tuned would spoil every verdict."""
-    where = f"arm {spec.arm!r} of experiment {spec.experiment!r}"
-    if not isinstance(outcome, Outcome):
-        raise StudyError(f"{where} must return an Outcome, but returned {type(outcome).__name__}")
-    if spec.kind == "hpo":
-        if outcome.values:
-            raise StudyError(
-                f"{where} returned {', '.join(outcome.values)} while being tuned: return only the objective"
-            )
-        if outcome.objective is None and not outcome.diverged:
-            raise StudyError(f"{where} returned no objective while being tuned")
-    return outcome
-
-
 def where(spec: RunSpec) -> str:
     """The name of a run in messages."""
     return f"{spec.experiment}/{spec.arm}/{spec.case}/{spec.replicate}"
@@ -262,17 +207,10 @@ def where(spec: RunSpec) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What was raised, in one piece of text, whatever it was."""
-    text = _text(error)
+    text = text_of(error)
     if isinstance(error, SystemExit):
         return f"it called sys.exit({text})"
     return f"{type(error).__name__}: {text[:REASON_LENGTH]}{'...' * (len(text) > REASON_LENGTH)}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # an error whose own text cannot be made is still an error
-        return ""
 
 
 def _debugger_quit(error: BaseException) -> bool:

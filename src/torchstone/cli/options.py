@@ -29,6 +29,7 @@ __all__ = [
     "Quiet",
     "Replicates",
     "Report",
+    "Stack",
     "Store",
     "Strict",
     "TimeBudget",
@@ -109,6 +110,10 @@ Jobs = Annotated[
 Executor = Annotated[
     Literal["auto", "inline", "process"],
     typer.Option(help="inline computes in this process, where breakpoint() works; process in workers."),
+]
+Stack = Annotated[
+    Literal["auto", "never", "always"],
+    typer.Option(help="Train many replicates in one pass: auto does where it is faster."),
 ]
 CellLimit = Annotated[
     float | None,

@@ -26,6 +26,7 @@ from torchstone.cli.options import (
     Quiet,
     Replicates,
     Report,
+    Stack,
     Store,
     Strict,
     TimeBudget,
@@ -64,6 +65,7 @@ def run(
     device: Device = "cpu",
     jobs: Jobs = None,
     executor: Executor = "auto",
+    stack: Stack = "auto",
     cell_limit: CellLimit = None,
     memory_limit: MemoryLimit = None,
     fail_fast: FailFast = False,
@@ -88,7 +90,7 @@ def run(
     if report is not None and len(slugs) > 1:
         raise typer.BadParameter("--report names one file: give it with one study")
     check_device(device)
-    how = _execution(executor, jobs, device, cell_limit, memory_limit)
+    how = _execution(executor, stack, jobs, device, cell_limit, memory_limit)
     studies = [api.find_study(slug) for slug in dict.fromkeys(slugs)]
     end = None if budget is None else time.monotonic() + budget
     finished: list[Finished] = []
@@ -116,7 +118,7 @@ def run(
 
 
 def _execution(
-    executor: str, jobs: int | None, device: str, cell_limit: float | None, memory_limit: float | None
+    executor: str, stack: str, jobs: int | None, device: str, cell_limit: float | None, memory_limit: float | None
 ) -> dict[str, Any]:
     """How runs are computed, as :func:`torchstone.run` takes it."""
     if executor == "inline" and (cell_limit or memory_limit):
@@ -125,6 +127,7 @@ def _execution(
         )
     return {
         "executor": executor,
+        "stack": stack,
         "jobs": 1 if executor == "inline" else job_count(jobs, device),
         "cell_limit": cell_limit,
         "memory_limit": memory_limit,
@@ -200,6 +203,7 @@ def compare(
     device: Device = "cpu",
     jobs: Jobs = None,
     executor: Executor = "auto",
+    stack: Stack = "auto",
     cell_limit: CellLimit = None,
     memory_limit: MemoryLimit = None,
     fail_fast: FailFast = False,
@@ -222,7 +226,7 @@ def compare(
     from torchstone._imports import working_directory_on_path
 
     check_device(device)
-    how = _execution(executor, jobs, device, cell_limit, memory_limit)
+    how = _execution(executor, stack, jobs, device, cell_limit, memory_limit)
     found = api.find_track(track)
     given = {"noise": noise, "labels": labels, "val": val, "test": test, "epochs": epochs}
     named = {key: _single(value) for key, value in given.items() if value}
