@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import Normal
 from torchstone.bench import Arm, Cell, Experiment, Higher, Outcome, Study, Uniform
 from torchstone.bench.options import Options
 from torchstone.bench.runner import UNFINISHED, run_study
@@ -55,16 +54,16 @@ def together(cells: Sequence[Cell], hypers: Sequence[Mapping[str, Any]]) -> list
     return [_outcome(cell, hyper.get("q", 0.0)) for cell, hyper in zip(cells, hypers, strict=True)]
 
 
+def alternating(cell: Cell) -> Outcome:
+    """Wins every other replicate, so that nothing is ever decided."""
+    return Outcome({"accuracy": float(cell.replicate % 2)})
+
+
 def study(arm: Arm | None = None, replicates: tuple[int, int] = (6, 12), **changes: Any) -> Study:
-    arms = {"base": Arm(Normal(0.8, 0.01, "z")), "mine": arm or Arm(single, stacked=together, role="method")}
+    arms = {"base": Arm(alternating), "mine": arm or Arm(single, stacked=together, role="method")}
     claims = (Higher("accuracy", "mine", "base", primary=True),)
     fields: dict[str, Any] = {"arms": arms, "claims": claims, "replicates": replicates, **changes}
     return Study("s", (Experiment("main", **fields),))
-
-
-def never_settled(**changes: Any) -> Study:
-    """Two arms with the same expectation."""
-    return study(cases=("x", "y"), **changes)
 
 
 def trials(result: Any) -> list[tuple[str, int, float]]:
@@ -81,9 +80,9 @@ def test_blocks_cover_all_replicates_once() -> None:
 
 
 def test_replicates_in_one_pass_give_the_rows_of_single_ones(store: Store) -> None:
-    alone = run_study(never_settled(), store, Options(stack="never"))
+    alone = run_study(study(cases=("x", "y")), store, Options(stack="never"))
     assert {kind for kind, *_ in CALLS} == {"single"}
-    stacked = run_study(never_settled(), store, Options(stack="always"))
+    stacked = run_study(study(cases=("x", "y")), store, Options(stack="always"))
     assert trials(stacked) == trials(alone)
     assert [replicates for kind, replicates, _ in CALLS if kind == "together"][:2] == [tuple(range(6))] * 2
     runs = {run.arm for run in store.runs() if run.kind == "trial"}
@@ -154,11 +153,11 @@ def test_draws_are_tuned_together_with_the_result_of_single_ones(store: Store) -
 
 
 def test_where_to_stop_does_not_change_what_is_computed(store: Store) -> None:
-    short = run_study(never_settled(), store, Options(stack="always", replicates=8))
+    short = run_study(study(cases=("x", "y")), store, Options(stack="always", replicates=8))
     assert len(short.rows["main"]) == 8
     before = {run.run_id for run in store.runs()}
     CALLS.clear()
-    long = run_study(never_settled(), store, Options(stack="always"))
+    long = run_study(study(cases=("x", "y")), store, Options(stack="always"))
     assert trials(long)[: len(trials(short))] == trials(short)
     assert before <= {run.run_id for run in store.runs()}
     assert min(who[0] for _, who, _ in CALLS) == 10  # replicates 8 and 9 were there already
@@ -180,7 +179,7 @@ def test_an_interrupted_block_is_completed(store: Store) -> None:
 
 
 def test_the_result_is_read_back_from_the_store(store: Store) -> None:
-    result = run_study(never_settled(), store, Options())
+    result = run_study(study(cases=("x", "y")), store, Options())
     CALLS.clear()
     read = stored_result(store, "s")
     assert trials(read) == trials(result)
@@ -204,8 +203,8 @@ def silent_single(cell: Cell) -> Outcome:
 
 def test_worker_processes_run_blocks_too(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store.db") as store:
-        spread = run_study(never_settled(), store, Options(stack="always", jobs=2))
-        assert trials(spread) == trials(run_study(never_settled(), store, Options(stack="never")))
+        spread = run_study(study(cases=("x", "y")), store, Options(stack="always", jobs=2))
+        assert trials(spread) == trials(run_study(study(cases=("x", "y")), store, Options(stack="never")))
 
 
 @dataclass(frozen=True)
