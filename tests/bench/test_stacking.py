@@ -10,6 +10,7 @@ import pytest
 
 from torchstone.bench import Arm, Cell, Experiment, Higher, Outcome, Study, Uniform
 from torchstone.bench.options import Options
+from torchstone.bench.report import html
 from torchstone.bench.runner import UNFINISHED, run_study
 from torchstone.bench.stacking import blocks
 from torchstone.bench.store import Store
@@ -103,7 +104,9 @@ def test_calibration_decides_once_and_is_stored(store: Store) -> None:
     assert any(kind == "together" and not tuning for kind, _, tuning in CALLS)
     assert all(tuning for kind, _, tuning in CALLS if kind == "single")  # only to be timed, with test data sealed
     [calibration] = [run for run in store.runs() if run.kind == "calibration"]
-    assert calibration.values["speedup"] > 1.1
+    assert first.stacked == {"main": {"mine": calibration.values["speedup"]}}
+    assert first.stacked["main"]["mine"] > 1.1
+    assert "Trained many replicates in one pass" in html([stored_result(store, "s")])
     CALLS.clear()
     assert trials(run_study(study(), store, Options())) == trials(first)
     assert CALLS == []

@@ -4,11 +4,17 @@ It knows no method and imports no torch when loaded. This front holds the words 
 ``torchstone.bench.statistics`` judges anybody's numbers without any study.
 """
 
-from torchstone.bench.claims import Claim, ClosesGap, Higher, Lower, Ratio, Trend, Within
-from torchstone.bench.outcome import Outcome, Row
-from torchstone.bench.seeds import SOURCES, Seeds
-from torchstone.bench.space import Choice, Integers, LogUniform, Uniform
-from torchstone.bench.study import Arm, Cell, Experiment, Sealed, Study, Track
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchstone.bench.claims import Claim, ClosesGap, Higher, Lower, Ratio, Trend, Within
+    from torchstone.bench.outcome import Outcome, Row
+    from torchstone.bench.seeds import SOURCES, Seeds
+    from torchstone.bench.space import Choice, Integers, LogUniform, Uniform
+    from torchstone.bench.study import Arm, Cell, Experiment, Sealed, Study, Track
 
 __all__ = [
     "SOURCES",
@@ -33,3 +39,19 @@ __all__ = [
     "Uniform",
     "Within",
 ]
+
+# Searched in this order on first use of a name; all of them need NumPy, which asking a store does not.
+_MODULES = ("claims", "outcome", "seeds", "space", "study")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            home = importlib.import_module(f"torchstone.bench.{module}")
+            if name in home.__all__:
+                return getattr(home, name)
+    raise AttributeError(f"module 'torchstone.bench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

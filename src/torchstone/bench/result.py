@@ -58,6 +58,9 @@ class Result:
     e_threshold: float = 20.0
     variance: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]] = field(default_factory=dict)
     """Experiment -> arm -> source -> scores of the primary claim's metric while that source alone is resampled."""
+    stacked: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Experiment -> arm that trained many replicates in one pass -> how many times as fast that was in its calibration
+    (NaN if it was not measured)."""
 
     @property
     def primary(self) -> Judgement:
@@ -129,6 +132,10 @@ class Result:
             "tuned": {
                 name: {arm: {"hyper": dict(t.hyper), "draws": t.draws} for arm, t in tunings.items() if t.draws}
                 for name, tunings in self.tunings.items()
+            },
+            "stacked": {
+                name: {arm: None if math.isnan(speed) else round(speed, 3) for arm, speed in arms.items()}
+                for name, arms in self.stacked.items()
             },
             "stopped": dict(self.stopped),
             "not_run": dict(self.not_run),

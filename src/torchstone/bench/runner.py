@@ -141,6 +141,7 @@ class RunStudy:
         stopped: dict[str, str] = {}
         variance: dict[str, dict[str, dict[str, list[float]]]] = {}
         run_ids: list[str] = []
+        stacked: dict[str, Mapping[str, float]] = {}
         works: list[Work] = []
         for experiment in self.study.experiments:
             not_run[experiment.name] = self.plan["not_run"][experiment.name]
@@ -160,6 +161,7 @@ class RunStudy:
                 stopped[name] = str(stop)
             rows[name] = work.rows
             run_ids += work.run_ids
+            stacked |= {name: work.stacked} if work.stacked else {}
             self.emit("stopped", experiment=name, reason=stopped[name], replicates=len(work.rows))
         judgements = judge(self.study, rows, e_threshold=self.options.e_threshold, not_run=not_run)
         return Result(
@@ -177,6 +179,7 @@ class RunStudy:
             seconds=time.monotonic() - self.started,
             e_threshold=self.options.e_threshold,
             variance=variance,
+            stacked=stacked,
         )
 
     def keep_derived(self, experiment: Experiment, row: Row) -> None:

@@ -149,16 +149,17 @@ class Work:
             if arm.stacked is not None
         ]
 
-    def _stacked(self, found: Mapping[str, Outcome]) -> set[str]:
-        """Arms that run replicates in one pass."""
+    def _stacked(self, found: Mapping[str, Outcome]) -> dict[str, float]:
+        """Arms that run replicates in one pass, and how many times as fast that is (NaN if it was not measured)."""
         if self.run.options.stack == "auto":
-            pays = {spec.arm: found.get(spec.run_id) for spec in self._calibrations()}
-            return {arm for arm, outcome in pays.items() if outcome and outcome.values["speedup"] >= PAYS}
+            measured = {spec.arm: found.get(spec.run_id) for spec in self._calibrations()}
+            speedups = {arm: float(outcome.values["speedup"]) for arm, outcome in measured.items() if outcome}
+            return {arm: speedup for arm, speedup in speedups.items() if speedup >= PAYS}
         wanted = self.run.options.stack == "always" and len(self.blocks[0]) > 1
-        return {name for name, arm in self.experiment.arms.items() if wanted and arm.stacked is not None}
+        return {name: math.nan for name, arm in self.experiment.arms.items() if wanted and arm.stacked is not None}
 
     def _tuning_blocks(self) -> list[range]:
-        size = TUNING_BLOCK if self.stacked.intersection(self.tunable) else 1
+        size = TUNING_BLOCK if self.stacked.keys() & set(self.tunable) else 1
         return [range(start, min(start + size, self.tries)) for start in range(0, self.tries, size)]
 
     def _trial_blocks(self) -> list[range]:

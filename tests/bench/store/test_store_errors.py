@@ -324,7 +324,7 @@ def test_a_store_is_not_carried_into_a_fork(path: Path, monkeypatch: pytest.Monk
 def test_without_sqlalchemy_the_command_to_install_it() -> None:
     code = (
         "import sys; sys.modules['sqlalchemy'] = None\n"
-        "try: import torchstone.bench.store\n"
+        "try: from torchstone.bench.store import Store\n"
         "except ImportError as error: print(type(error).__name__, error)"
     )
     assert (
@@ -334,7 +334,7 @@ def test_without_sqlalchemy_the_command_to_install_it() -> None:
 
 def test_the_bench_loads_without_torch_and_its_front_without_sqlalchemy() -> None:
     code = "import sys, torchstone.bench; print('sqlalchemy' in sys.modules, end=' ');"
-    assert _python(code + "import torchstone.bench.store; print('torch' in sys.modules)") == "False False"
+    assert _python(code + "from torchstone.bench.store import Store; print('torch' in sys.modules)") == "False False"
 
 
 def _python(code: str) -> str:

@@ -215,6 +215,7 @@ def _experiment(
         "curves": list(_curves(result, name, curves, colour)),
         "costs": costs,
         "cost_names": list(dict.fromkeys(kind for by_kind in costs.values() for kind in by_kind)),
+        "stacked": result.stacked.get(name, {}),
         "cost_plots": list(_cost_plots(result, name, rows, costs, colour)),
         "variance": [
             (arm, sources, figures.variance_plot(sources, title=f"Standard deviation of the score of {arm}, {name}"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchstone.bench.statistics.verdict import Verdict
+from torchstone.bench.timespan import duration
 
 __all__ = [
     "DASH",
@@ -150,23 +151,6 @@ def evidence(e_value: float) -> str:
         ('23.4', '1.2e+06', '0.0021')
     """
     return f"{e_value:.1e}" if e_value >= 1e4 else f"{e_value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A time span in at most two units.
-
-    Example:
-        >>> duration(0.42), duration(75), duration(3700)
-        ('0.4 s', '1 min 15 s', '1 h 1 min')
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def hyper(values: Mapping[str, Any]) -> str:

@@ -20,16 +20,11 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from torchstone.bench.store import sqlite
+from torchstone.bench.store.place import SCHEMA_VERSION, check_version, default_path, file_of, is_server, name_of
 
 __all__ = ["Database", "default_path"]
 
 CREATION_LOCK = 0x746F726368  # any number that every torchstone knows
-
-
-def default_path() -> Path:
-    """The user's own store: ``$XDG_DATA_HOME/torchstone/results.db``, by default in ``~/.local/share``."""
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(home).expanduser() / "torchstone" / "results.db"
 
 
 class Database:
@@ -47,14 +42,11 @@ class Database:
 
     def __init__(self, where: str | Path | None = None, *, read_only: bool = False) -> None:
         self.read_only = read_only
-        self.where = str(where or os.environ.get("TORCHSTONE_STORE") or default_path())
-        self.path: Path | None = None
-        if "://" in self.where and not self.where.startswith("sqlite:///"):
+        self.where = name_of(where)
+        self.path = file_of(self.where)
+        if is_server(self.where):
             engine = self._connect_to_server()
         else:
-            name = self.where.removeprefix("sqlite:///")
-            if name and name != ":memory:":
-                self.path = Path(name).expanduser().absolute()
             self.where = self.url = f"sqlite:///{self.path}" if self.path else ":memory:"
             engine = sqlite.create_engine(self.path, read_only=read_only)
         self._engine = engine
@@ -99,7 +91,7 @@ class Database:
                 raise StoreError(f"the store {self.url} is empty: nothing has been run yet")
             else:
                 schema.metadata.create_all(connection, checkfirst=False)
-                version = {"key": "schema_version", "value": str(schema.SCHEMA_VERSION)}
+                version = {"key": "schema_version", "value": str(SCHEMA_VERSION)}
                 connection.execute(schema.meta.insert(), version)
 
             self.absent = frozenset(table.name for table in self._younger(tables)) if self.read_only else frozenset()
@@ -111,14 +103,7 @@ class Database:
 
     def _check_version(self, connection: sa.Connection) -> None:
         query = sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema_version")
-        version = connection.scalar(query)
-        if version is None or not version.isdigit():
-            raise StoreError(f"{self.url} is no store of torchstone: it has no schema version")
-        if int(version) > schema.SCHEMA_VERSION:
-            raise StoreError(
-                f"the store {self.url} was made by a newer torchstone (schema {version}, this one knows "
-                f"{schema.SCHEMA_VERSION}): run `pip install -U torchstone`, or use another store"
-            )
+        check_version(connection.scalar(query), self.url)
 
     def _find_file(self) -> tuple[int, int] | None:
         """What now has the store's name: device and number of the file; None if nothing has, or there is no file."""

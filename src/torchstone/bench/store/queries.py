@@ -10,10 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from torchstone.bench.identity import RunSpec, canonical_json
-from torchstone.bench.store.records import RunRecord, StudySummary, unpacked
+from torchstone.bench.store.records import RunRecord, unpacked
 from torchstone.bench.store.schema import curve, metric, run
 
-__all__ = ["Numbers", "chunks", "in_chunks", "planned_row", "read_records", "read_summary"]
+__all__ = ["Numbers", "chunks", "in_chunks", "planned_row", "read_records"]
 
 CHUNK = 500  # ids in one query; some builds of SQLite take no more than 999 variables
 ORDER = ("study", "scale", "kind", "attempt", "experiment", "replicate", "case", "arm")
@@ -112,18 +112,3 @@ def read_records(connection: sa.Connection, condition: sa.ColumnElement[bool]) -
             values=numbers.of("value", known["run_id"]),
             cost=numbers.of("cost", known["run_id"]),
         )
-
-
-def read_summary(connection: sa.Connection) -> list[StudySummary]:
-    """Counts by study and scale, from the index alone."""
-    wall_s = sa.func.coalesce(sa.func.sum(run.c.wall_s), 0.0)
-    key = (run.c.study, run.c.scale, run.c.status)
-    query = sa.select(*key, sa.func.count(), sa.func.max(run.c.ended), wall_s).group_by(*key).order_by(*key)
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for study, scale, status, count, last_end, seconds in connection.execute(query):
-        empty = {"planned": 0, "running": 0, "done": 0, "failed": 0, "last_end": None, "wall_s": 0.0}
-        counts = found.setdefault((study, scale), empty)
-        counts[status] = count
-        counts["wall_s"] += seconds
-        counts["last_end"] = max(filter(None, (counts["last_end"], last_end)), default=None)
-    return [StudySummary(study, scale, **counts) for (study, scale), counts in found.items()]

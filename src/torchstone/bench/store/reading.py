@@ -11,9 +11,10 @@ from typing import Any, Self
 from torchstone.bench.outcome import Outcome
 from torchstone.bench.store.database import Database, sa
 from torchstone.bench.store.export import write_table
-from torchstone.bench.store.queries import Numbers, chunks, in_chunks, read_records, read_summary
-from torchstone.bench.store.records import Curve, RunRecord, StudyRecord, StudySummary, restored, unpacked
+from torchstone.bench.store.queries import Numbers, chunks, in_chunks, read_records
+from torchstone.bench.store.records import Curve, RunRecord, StudyRecord, restored, unpacked
 from torchstone.bench.store.schema import comparison, curve, derived, env, log, run, study
+from torchstone.bench.store.summary import StudySummary, read_summary
 from torchstone.errors import UnknownNameError
 
 __all__ = ["Reader"]
@@ -152,7 +153,7 @@ class Reader:
     def summary(self) -> list[StudySummary]:
         """How far every study is, at every scale."""
         with self._database.begin() as connection:
-            return read_summary(connection)
+            return read_summary(connection.exec_driver_sql)
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """The environments in which runs were finished: id -> environment."""

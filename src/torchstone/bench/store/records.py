@@ -1,4 +1,4 @@
-"""What the store gives back: runs and summaries; and how outcomes and curves are put into rows."""
+"""What the store gives back: runs and statements of studies; and how outcomes and curves are put into rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from torchstone.bench.outcome import Outcome
+from torchstone.bench.store.summary import StudySummary
 
 __all__ = ["Curve", "RunRecord", "StudyRecord", "StudySummary"]
 
@@ -76,25 +77,6 @@ class StudyRecord:
     name: str
     stated: Mapping[str, Any]
     at: float
-
-
-@dataclass(frozen=True)
-class StudySummary:
-    """How far a study is at one scale; tuning draws are counted too."""
-
-    study: str
-    scale: str
-    planned: int
-    running: int
-    done: int
-    failed: int
-    last_end: float | None
-    wall_s: float
-
-    @property
-    def total(self) -> int:
-        """All runs."""
-        return self.planned + self.running + self.done + self.failed
 
 
 def metric_rows(run_id: str, outcome: Outcome) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ Few rows a run: one in ``run``, one for each number in ``metric``, one for each 
 
 from __future__ import annotations
 
+from torchstone.bench.store.place import SCHEMA_VERSION
 from torchstone.errors import require
 
 try:
@@ -26,8 +27,6 @@ __all__ = [
     "run",
     "study",
 ]
-
-SCHEMA_VERSION = 1
 
 metadata = sa.MetaData()
 Id = sa.String(32)  # BLAKE2b-128 in hexadecimal

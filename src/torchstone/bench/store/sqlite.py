@@ -11,15 +11,14 @@ import re
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
-
-import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.pool import StaticPool
+from typing import TYPE_CHECKING, Any
 
 from torchstone.errors import StoreError
 
-__all__ = ["create_engine", "explain", "network_file_system", "save_copy"]
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+__all__ = ["connect", "create_engine", "explain", "network_file_system", "save_copy"]
 
 BUSY_TIMEOUT_S = 30.0
 MOUNTS = Path("/proc/mounts")
@@ -34,9 +33,13 @@ def create_engine(path: Path | None, *, read_only: bool) -> sa.Engine:
     Raises:
         StoreError: if the file cannot be used by several processes, or not at all.
     """
+    import sqlalchemy as sa
+    from sqlalchemy import event
+    from sqlalchemy.pool import StaticPool
+
     engine = sa.create_engine(
         "sqlite://",
-        creator=lambda: _connect(path, read_only),
+        creator=lambda: connect(path, read_only=read_only),
         poolclass=StaticPool,  # the store lets one thread in at a time
     )
 
@@ -49,7 +52,13 @@ def create_engine(path: Path | None, *, read_only: bool) -> sa.Engine:
     return engine
 
 
-def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
+def connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
+    """A connection to a file (None: in memory) that begins transactions only where it is told to.
+
+    Raises:
+        StoreError: if the file cannot be used by several processes, or not at all.
+        sqlite3.Error: see :func:`explain`.
+    """
     if path is not None and path.is_dir():
         raise StoreError(f"{path} is a folder: name a file in it, for example {path / 'results.db'}")
     if path is not None and read_only:

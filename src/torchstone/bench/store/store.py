@@ -24,8 +24,9 @@ from torchstone.bench.store.database import Database, sa
 from torchstone.bench.store.owner import is_gone, owner_id
 from torchstone.bench.store.queries import chunks, in_chunks, planned_row
 from torchstone.bench.store.reading import Reader
-from torchstone.bench.store.records import RunRecord, StudyRecord, StudySummary, curve_rows, metric_rows
+from torchstone.bench.store.records import RunRecord, StudyRecord, curve_rows, metric_rows
 from torchstone.bench.store.schema import comparison, curve, derived, env, log, metric, run, study
+from torchstone.bench.store.summary import StudySummary
 from torchstone.errors import StoreError
 
 __all__ = ["RunRecord", "Store", "StudyRecord", "StudySummary", "owner_id"]
