@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from torchstone import __version__, catalogue
+from torchstone.bench.identity import RunSpec
+from torchstone.bench.store import Store
 from torchstone.cli.app import app, sentence
 from torchstone.errors import DataNotFoundError, UnknownNameError
 
@@ -33,6 +35,7 @@ COMMANDS = (
     "data get",
     "data verify",
 )
+HEAVY = ("torch", "numpy", "pandas", "scipy", "sqlalchemy", "rich", "jinja2", "matplotlib", "sklearn")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +68,7 @@ def test_without_typer_one_sentence_says_what_to_install():
     assert done.stderr == 'torchstone: the command line needs the bench extra: pip install "torchstone[bench]"\n'
 
 
-@pytest.mark.parametrize(("package", "command"), [("sqlalchemy", "status"), ("rich", "data list")])
+@pytest.mark.parametrize(("package", "command"), [("sqlalchemy", "logs 3f9a2c"), ("rich", "data list")])
 def test_without_another_bench_package_too(package: str, command: str):
     done = python(
         f"import sys; sys.modules[{package!r}] = None\nfrom torchstone.cli import main; main({command.split()})"
@@ -75,15 +78,29 @@ def test_without_another_bench_package_too(package: str, command: str):
     assert 'pip install "torchstone[bench]"' in done.stderr
 
 
-@pytest.mark.parametrize("command", ["list", "--help", "cite sop"])
-def test_light_commands_import_nothing_heavy(command: str):
-    heavy = ("torch", "numpy", "pandas", "scipy", "sqlalchemy", "rich", "jinja2", "matplotlib", "sklearn")
-    code = (
+def naming_heavy_imports(command: str) -> subprocess.CompletedProcess[str]:
+    return python(
         "import sys\nfrom torchstone.cli import main\n"
         f"try: main({command.split()})\n"
-        f"except SystemExit: print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+        f"except SystemExit: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    assert python(code).stderr.endswith("[]\n")
+
+
+@pytest.mark.parametrize("command", ["list", "--help", "cite sop"])
+def test_light_commands_import_nothing_heavy(command: str):
+    assert naming_heavy_imports(command).stderr.endswith("[]\n")
+
+
+@pytest.mark.parametrize("command", ["status", "status --json"])
+def test_status_imports_nothing_heavy_even_where_runs_have_failed(command: str):
+    with Store.open() as store:
+        spec = RunSpec("fake", "main", "method", "default", 3, "bench")
+        store.plan([spec], study_id=store.add_study("fake", {}))
+        store.claim([spec.run_id], "me")
+        store.fail(spec.run_id, "me", "out of memory")
+    done = naming_heavy_imports(command)
+    assert "fake/main/method/default/3" in done.stdout
+    assert done.stderr == "[]\n"
 
 
 def test_an_error_is_one_sentence_and_exit_code_1():

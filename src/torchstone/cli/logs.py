@@ -14,6 +14,7 @@ from torchstone.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from torchstone.bench.store import RunRecord
+    from torchstone.bench.store.summary import FailedRun
 
 __all__ = ["SHORT_ID", "logs", "run_error", "run_name"]
 
@@ -55,12 +56,12 @@ def logs(
         _show(found[0], text, environment)
 
 
-def run_name(record: RunRecord) -> str:
+def run_name(record: RunRecord | FailedRun) -> str:
     """``study/experiment/arm/case/replicate``."""
     return f"{record.study}/{record.experiment}/{record.arm}/{record.case}/{record.replicate}"
 
 
-def run_error(record: RunRecord) -> str:
+def run_error(record: RunRecord | FailedRun) -> str:
     """What a failed run raised, on one line."""
     return " ".join(": ".join(filter(None, (record.error_type, record.error_text))).split())
 

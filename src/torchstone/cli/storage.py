@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,19 +28,15 @@ def status(store: Store = None, as_json: Json = False) -> None:
     Example:
       torchstone status
     """
-    from torchstone.bench.report.wording import duration
-    from torchstone.bench.store import Store as Opened
+    from torchstone.bench.store.summary import store_status
+    from torchstone.bench.timespan import duration
 
-    with Opened.open(store, read_only=True) as opened:
-        rows = opened.summary()
-        failed = opened.runs(status="failed") if any(row.failed for row in rows) else []
-        where = opened.url
+    found = store_status(store)
     if as_json:
-        failures = [{"id": run.run_id, "run": run_name(run), "error": run_error(run)} for run in failed]
-        print_json({"store": where, "studies": [asdict(row) for row in rows], "failures": failures})
+        failures = [{"id": run.run_id, "run": run_name(run), "error": run_error(run)} for run in found.failed]
+        studies = [asdict(row) for row in found.studies]
+        print_json({"store": found.url, "studies": studies, "failures": failures})
         return
-    from torchstone.cli import show
-
     cells = [
         (
             row.study,
@@ -48,16 +45,28 @@ def status(store: Store = None, as_json: Json = False) -> None:
             duration(row.wall_s),
             "" if row.last_end is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(row.last_end)),
         )
-        for row in rows
+        for row in found.studies
     ]
-    header = ("study", "scale", "runs", "time", "last")
-    show.render(show.table(header, cells) if rows else "the store is empty")
-    for run in failed[:_FAILURES]:
+    if cells:
+        header, *lines = _columns(("study", "scale", "runs", "time", "last"), *cells)
+        typer.secho(header, dim=True)
+        for line in lines:
+            typer.echo(line)
+    else:
+        typer.echo("the store is empty")
+    for run in found.failed[:_FAILURES]:
         typer.echo(f"failed {run.run_id[:SHORT_ID]} {run_name(run)}: {run_error(run)}")
-    if failed:
-        more = f"; {len(failed) - _FAILURES} more have failed" if len(failed) > _FAILURES else ""
-        typer.echo(f"torchstone logs {failed[0].run_id[:SHORT_ID]} shows where the first one went wrong{more}")
-    typer.echo(f"store {where}")
+    if found.failed:
+        first, hidden = found.failed[0].run_id[:SHORT_ID], len(found.failed) - _FAILURES
+        more = f"; {hidden} more have failed" if hidden > 0 else ""
+        typer.echo(f"torchstone logs {first} shows where the first one went wrong{more}")
+    typer.echo(f"store {found.url}")
+
+
+def _columns(*rows: Sequence[str]) -> list[str]:
+    """Rows of words as lines, the columns below each other; rich, which draws the other tables, takes long to load."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def export(

@@ -108,7 +108,7 @@ def test_an_error_of_sqlite_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
         raise failing("SQLITE_BUSY")
 
     monkeypatch.setattr(sqlite, "connect", fail)
-    with pytest.raises(StoreError, match="another process has kept the store .* locked"):
+    with pytest.raises(StoreError, match=r"another process has kept the store .* locked"):
         store_status(tmp_path / "results.db")
 
 
