@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from torchstone import catalogue, noise
+from torchstone import catalogue, dynamics, noise
 from torchstone.models import MLP
-from torchstone.testing import check_dataset, check_docstring, check_loss, check_module
+from torchstone.testing import check_dataset, check_docstring, check_loss, check_module, check_optimizer
 
 N, C = 12, 4
 
@@ -71,6 +71,16 @@ def _npc() -> noise.NoisyPredictionCalibrator:
     return noise.NoisyPredictionCalibrator.from_classifier(net, generator=generator)
 
 
+def _patch_cnn() -> dynamics.MarginPatchCNN:
+    return dynamics.MarginPatchCNN(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+def _diagonal() -> dynamics.DiagonalLinearNetwork:
+    network = dynamics.DiagonalLinearNetwork(6, alpha=1.0)
+    torch.nn.init.constant_(network.layers, 0.5)  # at the start half of the gradients are zero
+    return network
+
+
 # Object -> the check of its kind, beyond the docstring; () for plain functions that the losses are made of.
 CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
     "torchstone.noise.SparseOverparamLoss": (
@@ -115,6 +125,48 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
     "torchstone.noise.gamma_kl": (),
     "torchstone.noise.knn_prior": (),
     "torchstone.noise.sample_gamma": (),
+    "torchstone.dynamics.DampenedSGD": (
+        partial(check_optimizer, partial(dynamics.DampenedSGD, lr=0.1), refuses={"lr": -1.0, "momentum": 1.0}),
+    ),
+    "torchstone.dynamics.MarginPatchCNN": (
+        partial(check_module, _patch_cnn, [torch.linspace(-1, 1, 8 * 2 * 6).view(8, 2, 6)], compiles=True),
+    ),
+    "torchstone.dynamics.MarginPatchDataset": (
+        partial(check_dataset, dynamics.MarginPatchDataset(N, generator=torch.Generator().manual_seed(0))),
+    ),
+    "torchstone.dynamics.feature_alignment": (),
+    "torchstone.dynamics.group_accuracy": (),
+    "torchstone.dynamics.margin_parts": (),
+    "torchstone.dynamics.patch_gradient": (),
+    "torchstone.dynamics.patch_logits": (),
+    "torchstone.dynamics.signal_rate": (),
+    "torchstone.dynamics.small_margin_transform": (),
+    "torchstone.dynamics.DiagonalLinearNetwork": (
+        partial(check_module, _diagonal, [torch.linspace(-2, 2, 30).view(5, 6).double()], compiles=True),
+    ),
+    "torchstone.dynamics.SparseRegression": (
+        partial(check_dataset, dynamics.SparseRegression(5, 9, 2, generator=torch.Generator().manual_seed(0))),
+    ),
+    "torchstone.dynamics.basis_pursuit": (),
+    "torchstone.dynamics.critical_step": (),
+    "torchstone.dynamics.diagonal_descent": (),
+    "torchstone.dynamics.flow_residual": (),
+    "torchstone.dynamics.gradient_flow_limit": (),
+    "torchstone.dynamics.hessian_max_eigenvalue": (),
+    "torchstone.dynamics.min_l2_norm": (),
+    "torchstone.dynamics.sharpness": (),
+    "torchstone.dynamics.stability_certificate": (),
+    "torchstone.dynamics.stability_threshold": (),
+    "torchstone.dynamics.weighted_l1": (),
+    "torchstone.dynamics.LinearPath": (),
+    "torchstone.dynamics.adversarial_init": (),
+    "torchstone.dynamics.evaluate_stacked": (),
+    "torchstone.dynamics.interpolate_state_dict": (),
+    "torchstone.dynamics.layerwise_paths": (),
+    "torchstone.dynamics.partial_init": (),
+    "torchstone.dynamics.path_metrics": (),
+    "torchstone.dynamics.plot_path": (),
+    "torchstone.dynamics.scaled_init": (),
     "torchstone.bench.seeds.Seeds": (),
     "torchstone.bench.statistics.SequentialComparison": (),
     "torchstone.bench.statistics.adjust": (),
@@ -133,6 +185,7 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
 SPARED = {
     "torchstone.noise.hidden_layers": {"Shapes", "Source"},
     "torchstone.noise.suggest_rates": {"Shapes"},
+    "torchstone.dynamics.plot_path": {"Source"},
     "torchstone.bench.seeds.Seeds": {"Shapes", "Cost", "Source"},
     "torchstone.bench.statistics.SequentialComparison": {"Shapes"},
     "torchstone.bench.statistics.error_rates": {"Shapes"},

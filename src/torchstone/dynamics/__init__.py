@@ -1,3 +1,145 @@
 """Training dynamics: theory you can compute for your own network and data."""
 
-__all__: list[str] = []
+from torchstone.dynamics.dampened_sgd import DampenedSGD
+from torchstone.dynamics.deep_linear import DeepLinear, RankOne, Target, balance_, balanced_init_, target_matrix
+from torchstone.dynamics.diagonal import (
+    DiagonalLinearNetwork,
+    StabilityCertificate,
+    critical_step,
+    sharpness,
+    stability_certificate,
+    stability_threshold,
+    weighted_l1,
+)
+from torchstone.dynamics.diagonal_limits import (
+    SparseRegression,
+    basis_pursuit,
+    flow_residual,
+    gradient_flow_limit,
+    min_l2_norm,
+)
+from torchstone.dynamics.diagonal_training import Descent, diagonal_descent
+from torchstone.dynamics.flow import Flow, gradient_flow
+from torchstone.dynamics.interpolation import LinearPath, interpolate_state_dict, layerwise_paths
+from torchstone.dynamics.margin_patches import (
+    GroupAccuracy,
+    MarginPatchDataset,
+    group_accuracy,
+    small_margin_transform,
+)
+from torchstone.dynamics.momentum import (
+    MarginParts,
+    MarginPatchCNN,
+    feature_alignment,
+    margin_parts,
+    patch_gradient,
+    patch_logits,
+    signal_rate,
+)
+from torchstone.dynamics.neural_collapse import (
+    ETFClassifier,
+    FeatureHook,
+    MSEClassificationLoss,
+    NCMetrics,
+    NeuralCollapseMeter,
+    RescaledMSELoss,
+    UFMOptimum,
+    UnconstrainedFeatureModel,
+    extended_ufm_optimum,
+    layerwise_nc,
+    nc_metrics,
+    simplex_etf,
+    ufm_optimum,
+)
+from torchstone.dynamics.path_evaluation import evaluate_stacked
+from torchstone.dynamics.path_metrics import PathMetrics, path_metrics, plot_path
+from torchstone.dynamics.path_starts import adversarial_init, partial_init, scaled_init
+from torchstone.dynamics.rank_one import (
+    Alignment,
+    Limit,
+    RankOneFlow,
+    Rates,
+    alignment,
+    escape_time,
+    predict_limit,
+    predicted_rates,
+    rank_one_flow,
+)
+from torchstone.dynamics.second_order import NewtonLinear, RegularizedGaussNewton
+from torchstone.dynamics.whitening import Whitening, gram, information_fraction
+from torchstone.training.curvature import hessian_max_eigenvalue
+
+__all__ = [
+    "Alignment",
+    "DampenedSGD",
+    "DeepLinear",
+    "Descent",
+    "DiagonalLinearNetwork",
+    "ETFClassifier",
+    "FeatureHook",
+    "Flow",
+    "GroupAccuracy",
+    "Limit",
+    "LinearPath",
+    "MSEClassificationLoss",
+    "MarginParts",
+    "MarginPatchCNN",
+    "MarginPatchDataset",
+    "NCMetrics",
+    "NeuralCollapseMeter",
+    "NewtonLinear",
+    "PathMetrics",
+    "RankOne",
+    "RankOneFlow",
+    "Rates",
+    "RegularizedGaussNewton",
+    "RescaledMSELoss",
+    "SparseRegression",
+    "StabilityCertificate",
+    "Target",
+    "UFMOptimum",
+    "UnconstrainedFeatureModel",
+    "Whitening",
+    "adversarial_init",
+    "alignment",
+    "balance_",
+    "balanced_init_",
+    "basis_pursuit",
+    "critical_step",
+    "diagonal_descent",
+    "escape_time",
+    "evaluate_stacked",
+    "extended_ufm_optimum",
+    "feature_alignment",
+    "flow_residual",
+    "gradient_flow",
+    "gradient_flow_limit",
+    "gram",
+    "group_accuracy",
+    "hessian_max_eigenvalue",
+    "information_fraction",
+    "interpolate_state_dict",
+    "layerwise_nc",
+    "layerwise_paths",
+    "margin_parts",
+    "min_l2_norm",
+    "nc_metrics",
+    "partial_init",
+    "patch_gradient",
+    "patch_logits",
+    "path_metrics",
+    "plot_path",
+    "predict_limit",
+    "predicted_rates",
+    "rank_one_flow",
+    "scaled_init",
+    "sharpness",
+    "signal_rate",
+    "simplex_etf",
+    "small_margin_transform",
+    "stability_certificate",
+    "stability_threshold",
+    "target_matrix",
+    "ufm_optimum",
+    "weighted_l1",
+]
