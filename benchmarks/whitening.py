@@ -2,8 +2,8 @@
 
 Run ``python -m benchmarks.whitening``. The peer is ``PCA(whiten=True, svd_solver="covariance_eigh")``, the fastest of
 its solvers where samples outnumber dimensions; both are given centred second moments and float64, and fit and transform
-the same data. The two take turns, so that a busy machine slows both alike; the ratio is the median over turns with a
-95 % sign interval. Before that, their results are compared.
+the same data, on one thread. Seconds are those of the processor, and the two take turns, so that a busy machine slows
+both alike; the ratio is the median over turns with a 95 % sign interval. Before that, their results are compared.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def largest_difference(x: torch.Tensor) -> float:
 
 
 def seconds(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function(x)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main(turns: int = TURNS) -> None:

@@ -75,10 +75,19 @@ def _patch_cnn() -> dynamics.MarginPatchCNN:
     return dynamics.MarginPatchCNN(6, 3, generator=torch.Generator().manual_seed(0))
 
 
+def _ufm() -> dynamics.UnconstrainedFeatureModel:
+    generator = torch.Generator().manual_seed(0)
+    return dynamics.UnconstrainedFeatureModel(C, 3, 5, layers=2, nonlinearity="relu", bias=True, generator=generator)
+
+
 def _diagonal() -> dynamics.DiagonalLinearNetwork:
     network = dynamics.DiagonalLinearNetwork(6, alpha=1.0)
     torch.nn.init.constant_(network.layers, 0.5)  # at the start half of the gradients are zero
     return network
+
+
+def _whitening() -> dynamics.Whitening:
+    return dynamics.Whitening("pca", center=True).fit(torch.randn(9, 3, generator=torch.Generator().manual_seed(0)))
 
 
 # Object -> the check of its kind, beyond the docstring; () for plain functions that the losses are made of.
@@ -125,6 +134,26 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
     "torchstone.noise.gamma_kl": (),
     "torchstone.noise.knn_prior": (),
     "torchstone.noise.sample_gamma": (),
+    "torchstone.dynamics.ETFClassifier": (
+        partial(check_module, partial(dynamics.ETFClassifier, 6, C), [torch.ones(5, 6)], compiles=True),
+    ),
+    "torchstone.dynamics.FeatureHook": (),
+    "torchstone.dynamics.MSEClassificationLoss": (
+        partial(check_loss, partial(dynamics.MSEClassificationLoss, C), C, compiles=True),
+    ),
+    "torchstone.dynamics.NeuralCollapseMeter": (),
+    "torchstone.dynamics.RescaledMSELoss": (
+        partial(check_loss, partial(dynamics.RescaledMSELoss, C, 5.0, 3.0), C, compiles=True),
+    ),
+    # It has no input: its features are parameters.
+    "torchstone.dynamics.UnconstrainedFeatureModel": (
+        partial(check_module, _ufm, [], skip=["contiguity", "empty", "autocast"], compiles=True),
+    ),
+    "torchstone.dynamics.extended_ufm_optimum": (),
+    "torchstone.dynamics.layerwise_nc": (),
+    "torchstone.dynamics.nc_metrics": (),
+    "torchstone.dynamics.simplex_etf": (),
+    "torchstone.dynamics.ufm_optimum": (),
     "torchstone.dynamics.DampenedSGD": (
         partial(check_optimizer, partial(dynamics.DampenedSGD, lr=0.1), refuses={"lr": -1.0, "momentum": 1.0}),
     ),
@@ -158,6 +187,18 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
     "torchstone.dynamics.stability_certificate": (),
     "torchstone.dynamics.stability_threshold": (),
     "torchstone.dynamics.weighted_l1": (),
+    "torchstone.dynamics.DeepLinear": (
+        partial(check_module, partial(dynamics.DeepLinear, [3, 1, 2]), [torch.ones(8, 3)], compiles=True),
+    ),
+    "torchstone.dynamics.alignment": (),
+    "torchstone.dynamics.balance_": (),
+    "torchstone.dynamics.balanced_init_": (),
+    "torchstone.dynamics.escape_time": (),
+    "torchstone.dynamics.gradient_flow": (),
+    "torchstone.dynamics.predict_limit": (),
+    "torchstone.dynamics.predicted_rates": (),
+    "torchstone.dynamics.rank_one_flow": (),
+    "torchstone.dynamics.target_matrix": (),
     "torchstone.dynamics.LinearPath": (),
     "torchstone.dynamics.adversarial_init": (),
     "torchstone.dynamics.evaluate_stacked": (),
@@ -167,6 +208,14 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
     "torchstone.dynamics.path_metrics": (),
     "torchstone.dynamics.plot_path": (),
     "torchstone.dynamics.scaled_init": (),
+    "torchstone.dynamics.NewtonLinear": (),
+    "torchstone.dynamics.RegularizedGaussNewton": (),
+    # Without parameters it has no gradient of them under autocast.
+    "torchstone.dynamics.Whitening": (
+        partial(check_module, _whitening, [torch.linspace(-2, 2, 24).view(8, 3)], compiles=True, skip=["autocast"]),
+    ),
+    "torchstone.dynamics.gram": (),
+    "torchstone.dynamics.information_fraction": (),
     "torchstone.bench.seeds.Seeds": (),
     "torchstone.bench.statistics.SequentialComparison": (),
     "torchstone.bench.statistics.adjust": (),
@@ -185,6 +234,7 @@ CONTRACTS: dict[str, tuple[Callable[[], None], ...]] = {
 SPARED = {
     "torchstone.noise.hidden_layers": {"Shapes", "Source"},
     "torchstone.noise.suggest_rates": {"Shapes"},
+    "torchstone.dynamics.FeatureHook": {"Shapes", "Cost", "Source"},
     "torchstone.dynamics.plot_path": {"Source"},
     "torchstone.bench.seeds.Seeds": {"Shapes", "Cost", "Source"},
     "torchstone.bench.statistics.SequentialComparison": {"Shapes"},

@@ -204,7 +204,8 @@ def test_a_mirrored_start_decays_to_the_origin_with_the_predicted_slope() -> Non
     """s^{-(1-2/N)} rises with slope (N - 2) s_min: for N = 4 and s_min = 0.4, 0.8."""
     limit = predict_limit(Z, *MIRRORED[1:])
     assert (limit.k, limit.kind, float(limit.W.norm())) == (0, "origin", 0.0)
-    start = (0.5, *combination([0.5, 0, 0, -0.3], [-0.5, 0, 0, 0.3]))  # the farther apart, the sooner the slope is there
+    # The farther the singular values are apart, the sooner the slope is reached.
+    start = (0.5, *combination([0.5, 0, 0, -0.3], [-0.5, 0, 0, 0.3]))
     t = torch.tensor([60.0, 80.0], dtype=torch.float64)
     grown = torch.linalg.matrix_norm(products(gradient_flow(network(*start), squared, t)), 2) ** -0.5
     assert float(grown.diff() / 20) == pytest.approx(2 * 0.4, rel=2e-3)

@@ -125,6 +125,7 @@ class TestNetwork:
         g = data.x.T @ (data.x @ (u * v) - data.y) / 5
         torch.testing.assert_close(2 * (u * -(g * v) - v * -(g * u)), torch.zeros(12).double(), atol=1e-14, rtol=0)
 
+    @pytest.mark.untyped
     def test_errors(self) -> None:
         with pytest.raises(ValueError, match="alpha must lie"):
             DiagonalLinearNetwork(3, alpha=0.0)
@@ -175,6 +176,7 @@ class TestStability:
         at_start = sharpness(network, data.x).item()
         assert stability_threshold(critical_step(data.x, 0.3).item()) == pytest.approx(at_start)
 
+    @pytest.mark.untyped
     def test_errors(self) -> None:
         x = regression().x
         with pytest.raises(ValueError, match="lr must lie"):
@@ -200,9 +202,10 @@ class TestDescent:
         assert found.steps.item() == 250
         assert found.loss.item() == pytest.approx(half_mse(data.x @ found.beta, data.y).item())
 
-    def test_stacked_is_bit_for_bit_single(self) -> None:
+    @pytest.mark.parametrize("n", [20, 30])
+    def test_stacked_is_bit_for_bit_single(self, n: int) -> None:
         """Also where one diverges, one is done early, and steps overshoot: rounding would be amplified."""
-        problems = [regression(20, 50, 3, mean=3.0, seed=seed) for seed in range(4)]
+        problems = [regression(n, 50, 3, mean=3.0, seed=seed) for seed in range(4)]
         x, y = torch.stack([p.x for p in problems]), torch.stack([p.y for p in problems])
         alpha = torch.tensor([0.3, 0.3, 0.3, 1.0]).double()
         lr = torch.tensor([0.9, 1.3, 3.0, 0.9]).double() * torch.stack(
@@ -253,6 +256,7 @@ class TestDescent:
         assert (lr * weighted_l1(found.beta, x))[done].max().item() <= 1
         assert (lr * sharpness(found.squared_slopes, x) / 2)[done].max().item() <= 1.01
 
+    @pytest.mark.untyped
     def test_errors(self) -> None:
         data = regression()
         with pytest.raises(ValueError, match="lr must lie"):

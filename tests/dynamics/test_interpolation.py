@@ -109,6 +109,20 @@ def test_half_precision_is_interpolated_in_float32(alpha: float, dtype: torch.dt
     torch.testing.assert_close(found.to(wide), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
+def test_a_network_in_half_precision() -> None:
+    with seeded(generator()):
+        models = [nn.Linear(20, 20).bfloat16() for _ in range(2)]
+    start, end = (model.state_dict() for model in models)
+    path = LinearPath(models[1], start, end)
+    together = path.tensors(torch.tensor(ALPHAS))["weight"]
+    assert together.dtype == torch.bfloat16
+    for k, alpha in enumerate(ALPHAS):
+        assert torch.equal(
+            together[k], ((1 - alpha) * start["weight"].float() + alpha * end["weight"].float()).bfloat16()
+        )
+        assert torch.equal(together[k], path.tensors(alpha)["weight"])
+
+
 def test_complex_parameters_move_too() -> None:
     found = interpolate_state_dict({"w": torch.tensor([1j])}, {"w": torch.tensor([1 + 0j])}, 0.5)
     assert found["w"].tolist() == [0.5 + 0.5j]
@@ -378,8 +392,8 @@ def test_each_layer_by_default_and_back_to_its_start() -> None:
     assert list(paths) == ["body.0", "body.1", "head"]
     assert paths["head"].state1 is paths["body.0"].state1
     with paths["head"].rewind() as rewound:
-        assert torch.equal(rewound.head.weight, start["head.weight"])
-        assert not torch.equal(rewound.body[0].weight, start["body.0.weight"])
+        assert torch.equal(rewound.get_parameter("head.weight"), start["head.weight"])
+        assert not torch.equal(rewound.get_parameter("body.0.weight"), start["body.0.weight"])
     assert list(layerwise_paths(model, start, model.state_dict(), ["body", "head"], bn="final")) == ["body", "head"]
 
 
@@ -451,6 +465,7 @@ def test_metrics_by_hand() -> None:
     # A dent that does not reach the start: no barrier, but not monotone. Points outside of [0, 1] do not count.
     dent = path_metrics([-0.5, 0.0, 0.25, 0.5, 1.0, 1.5], [9.0, 4.0, 1.0, 3.0, 0.0, 9.0])
     nan_equal(dent, barrier=0, gap=2, monotone=False, alpha_half=0.25)
+    nan_equal(path_metrics([0.0, 0.25, 0.5, 1.0], [4.0, 1.0, 2.0, 3.5]), gap=2.5, barrier=0)  # a rise in two steps
     between_minima = path_metrics([0.0, 0.5, 1.0], [0.1, 2.0, 0.3])
     nan_equal(between_minima, barrier=1.9, barrier_end=1.7, area=nan, relative_barrier=nan)
 
@@ -468,6 +483,7 @@ def test_small_bumps_are_tolerated() -> None:
     bump = [2.0, 2.001, 1.0]
     assert path_metrics([0.0, 0.5, 1.0], bump).monotone
     assert not path_metrics([0.0, 0.5, 1.0], bump, tolerance=1e-4).monotone
+    assert path_metrics([0.0, 0.5, 1.0], [20.0, 20.015, 1.0]).monotone  # relative to the initial loss
     grid = torch.linspace(-0.25, 1.5, 8)  # 0 and 1 up to a rounding
     assert path_metrics(grid, torch.linspace(1.0, 0.0, 8)).monotone
 

@@ -198,16 +198,18 @@ def test_the_wrong_root_is_refuted() -> None:
     ]
 
 
-def test_every_replicate_counts_and_nothing_is_tuned() -> None:
+def test_nothing_is_tuned_and_smoke_is_the_bench_made_small() -> None:
     for experiment in STUDY.experiments:
         assert not any(arm.space for arm in experiment.arms.values())
-        if "smoke" in experiment.settings:
-            smoke, bench = experiment.settings["smoke"], experiment.settings["bench"]
-            assert type(smoke) is type(bench)
-    assert set(DESCENT.settings["paper"].ratios) == set(DESCENT.settings["bench"].ratios)
+    smoke, bench, paper = (DESCENT.settings[scale] for scale in ("smoke", "bench", "paper"))
+    assert replace(smoke, steps=bench.steps) == bench
+    assert replace(paper, per_class=bench.per_class, lr=bench.lr, steps=bench.steps) == bench
+    smoke, bench = (THRESHOLD.settings[scale] for scale in ("smoke", "bench"))
+    assert replace(smoke, sizes=bench.sizes) == bench
+    smoke, bench = (DIGITS.settings[scale] for scale in ("smoke", "bench"))
+    assert replace(smoke, epochs=bench.epochs, points=bench.points, model=bench.model) == bench
     assert STUDY.primary[0] is DIGITS
-    for cases in (DESCENT.cases, DESCENT.arms["small-start"].cases):
-        assert set(cases) <= MODELS.keys()
+    assert {experiment.needs for experiment in (MNIST, CIFAR)} == {("mnist", "gpu"), ("cifar10", "gpu")}
 
 
 # ---------------------------------------------------------------- models
@@ -244,7 +246,7 @@ def test_descent_ends_at_the_closed_form(case: str, bias: bool) -> None:
 
 
 def test_with_a_relu_first_and_last_layer_are_told_apart() -> None:
-    """H_1 = 2 I - J / 2 is no orthogonal frame, relu(H_1) is one; where the loss is not f*, nothing is said of either."""
+    """H_1 = 2 I - J / 2 is no orthogonal frame, relu(H_1) is one; of a run that is not at f* neither is reported."""
     model = UnconstrainedFeatureModel(3, 4, 6, 2, "relu", seeds=1, init_std=0.0, dtype=torch.float64)
     with torch.no_grad():
         model.free[..., :3] = (2 * torch.eye(3) - 0.5)[model.labels]
@@ -308,12 +310,12 @@ def test_a_descent_that_diverged_leaves_the_others_alone() -> None:
     alone.load_state_dict({name: value[1:] for name, value in model.state_dict().items()})
     slope = descend(model, [0.1, 0.1], lr=0.5, steps=100, tick=lambda: None)
     descend(alone, [0.1, 0.1], lr=0.5, steps=100, tick=lambda: None)
-    assert not slope[0].isfinite()
-    assert slope[1].isfinite()
+    assert not slope[0] < 1e30
+    assert slope[1] < 1
     assert not model.free[0].any()
     torch.testing.assert_close(model.free[1], alone.free[0])
     lost = stack_descent(cells(replace(TINY, lr=1e4, steps=60), "plain"), [{"bias": True, "init_std": 0.3}] * 2)
-    assert {outcome.diverged for outcome in lost} == {"the gradient is no longer finite"}
+    assert {outcome.diverged for outcome in lost} == {"the gradient grew without bound"}
 
 
 @pytest.mark.parametrize(("q", "end"), [(0.39, -1), (0.40, 1), (0.46, 1), (0.48, 0)])
@@ -371,7 +373,8 @@ def test_networks_in_one_pass_are_those_alone(case: str, hyper: dict[str, Any]) 
     assert found[0].cost["steps"] == 8
 
 
-def test_weight_decay_enters_once_and_not_on_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("decay", [True, False])
+def test_weight_decay_enters_once_and_not_on_biases(monkeypatch: pytest.MonkeyPatch, decay: bool) -> None:
     """One step with all data: theta - lr (gradient of (1/2N) |Z - Y|^2 + lambda/2 |weights|^2)."""
     setting = replace(SMALL, epochs=1, points=1, batch_size=32, weight_decay=0.3)
     cell = cells(setting, "bias", 1, problem())[0]
@@ -383,12 +386,12 @@ def test_weight_decay_enters_once_and_not_on_biases(monkeypatch: pytest.MonkeyPa
         return trained
 
     monkeypatch.setattr(StackedModule, "unstack", keep)
-    run_net(cell)
+    run_net(cell, decay=decay)
     with seeded(cell.seeds.generator("init")):
         net = Net(5, 4, 12, bias=True)
     x, y = problem().x, problem().y
     loss = (net(x) - torch.eye(4)[y]).square().sum() / (2 * len(y))
-    loss = loss + 0.15 * sum((p**2).sum() for name, p in net.named_parameters() if name.endswith("weight"))
+    loss = loss + 0.15 * decay * sum((p**2).sum() for name, p in net.named_parameters() if name.endswith("weight"))
     loss.backward()
     for one, p in zip(trained[0].parameters(), net.parameters(), strict=True):
         assert p.grad is not None

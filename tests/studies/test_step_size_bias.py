@@ -14,7 +14,7 @@ from torchstone.bench.outcome import Outcome, Row
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.study import Arm, Cell, Experiment
-from torchstone.dynamics import critical_step
+from torchstone.dynamics import critical_step, diagonal_descent
 from torchstone.errors import SealedDataError
 from torchstone.studies import _step_size_bias_arms as arms
 from torchstone.studies import _step_size_bias_theory as theory
@@ -216,8 +216,12 @@ def test_arms_do_what_their_names_say() -> None:
     step = 1.3 * critical_step(problem.x, 0.5).item()
     large = found["gd-large"]
     assert not large.diverged
-    # With one over the square root of N on both sides; the means are about 3.
-    assert large.values["bound"] == pytest.approx(step * large.values["l1"] * 9, rel=0.5)
+    end = diagonal_descent(problem.x, problem.y, alpha=0.5, lr=step, steps=3000)
+    hessian = (problem.x * (end.u**2 + end.v**2)) @ problem.x.T / 8
+    assert large.values["stability"] == pytest.approx(step * torch.linalg.eigvalsh(hessian)[-1].item() / 2)
+    norm = (problem.x.mean(0) ** 2 * end.beta.abs()).sum().item()
+    assert large.values["bound"] == pytest.approx(step * norm)
+    assert large.values["error"] == pytest.approx(problem.score.open()(end.beta)["error"])
 
 
 def test_a_run_that_has_not_settled_counts_as_lost() -> None:
@@ -228,8 +232,22 @@ def test_a_run_that_has_not_settled_counts_as_lost() -> None:
 
 def test_label_noise_is_noise() -> None:
     cell = a_cell(SPARSE, "alpha0.5", steps=3000)
-    quiet, loud = (arms.run_label_noise(cell, noise=noise) for noise in (1e-9, 0.5))
-    assert abs(quiet.values["error"] - loud.values["error"]) > 1e-3
+    problem = cell.shared()
+    x, y, lr = problem.x, problem.y, 0.5 * critical_step(problem.x, 0.5)
+    u, v = torch.full((40,), 0.5 * 2**0.5).double(), torch.zeros(40).double()
+    generator = cell.seeds.generator("noise", "labels")
+    draws = [arms._noise(generator, 100, 8) for _ in range(20)]
+    chosen, gauss = (torch.cat(part) for part in zip(*draws, strict=True))
+    for t in range(3000):  # the rule in words, one sample after the other
+        off = x @ (u * v) - y
+        rows = [(1 / 8, off[i], x[i]) for i in range(8)]
+        if t < 2000:
+            rows = [(float(chosen[t, i]), off[i] - 0.5 * gauss[t, i], x[i]) for i in range(8)]
+        slope = torch.stack([weight * error * row for weight, error, row in rows if weight]).sum(0)
+        u, v = u - lr * slope * v, v - lr * slope * u
+    found = arms.run_label_noise(cell, noise=0.5).values
+    assert found["l1"] == pytest.approx((u * v).abs().sum().item(), rel=1e-6)
+    assert abs(found["error"] - arms.run_label_noise(cell, noise=1e-9).values["error"]) > 1e-3
     chosen, gauss = arms._noise(torch.Generator().manual_seed(0), 500, 8)
     assert chosen.sum(1).tolist() == [1.0] * 500
     assert set(chosen.unique().tolist()) == {0.0, 0.5}

@@ -236,7 +236,8 @@ def test_a_network_against_a_plain_loop() -> None:
     w = torch.randn(8, x.shape[1], generator=generator, dtype=torch.float64) / x.shape[1] ** 0.5
     v = torch.randn(10, 8, generator=generator, dtype=torch.float64) / 8**0.5
     first = w.clone()
-    w.requires_grad_(), v.requires_grad_()
+    for weight in (w, v):
+        weight.requires_grad_()
     generator = cell.seeds.generator("order", 0)
     order = torch.cat([torch.randperm(60, generator=generator) for _ in range(3)])
     optimizer = torch.optim.SGD([w, v], 0.5)
@@ -249,7 +250,7 @@ def test_a_network_against_a_plain_loop() -> None:
         loss = torch.nn.functional.cross_entropy((x @ w.T).relu() @ v.T, y)
     assert outcome.values["accuracy"] == pytest.approx(float(right))
     assert outcome.values["train_loss"] == pytest.approx(float(loss))
-    assert float((w - first).abs().max()) > 1e-3
+    assert float((w.detach() - first).abs().max()) > 1e-3
 
 
 def test_batch_normalisation_is_that_of_torch() -> None:
@@ -278,7 +279,7 @@ def test_the_parts_of_a_draw_have_no_sample_in_common() -> None:
         for repeat in range(2):
             assert len(torch.cat([part[repeat] for part in parts]).unique(dim=0)) >= 1299  # digits has few twins
     assert not torch.equal(drawn.train.x[0], drawn.train.x[1])
-    x, y, classes = pixels("digits")
+    x, _, classes = pixels("digits")
     assert (x.shape, classes) == ((1797, 61), 10)
 
 
@@ -344,11 +345,11 @@ def test_stacks_tick_once_a_step() -> None:
 
 
 def test_the_best_step_counts_and_divergence_is_said() -> None:
-    cell = a_cell(Network(hidden=3, gradient_steps=30, newton_steps=3), "n200")
+    cell = a_cell(Network(hidden=6, gradient_steps=60, newton_steps=4), "n200")
     for outcome in (run_gradient(cell, lr=0.5), run_gauss_newton(cell, lr=0.5, damping=0.1)):
         assert 0 < outcome.values["best_step"] <= outcome.cost["steps"]
         assert outcome.values["accuracy"] > 0.15
-    assert run_gradient(cell, lr=1e12).diverged == "the weights are not finite"
+    assert run_gradient(cell, lr=1e200).diverged == "the weights are not finite"
     assert "not finite" in run_gauss_newton(cell, lr=1e300, damping=0.5).diverged
 
 
@@ -360,7 +361,7 @@ def test_the_study_runs_on_embedded_data() -> None:
     embedded = ["identities", "digits", "second-order", "networks"]
     result = api.run("whitening", scale="smoke", only=embedded, store=":memory:")
     assert not result.failures
-    assert [len(result.rows[name]) for name in embedded] == [3, 1, 1, 1]
+    assert [len(result.rows[name]) for name in embedded] == [1, 1, 1, 1]
     assert {j.verdict for j in result.judgements if j.experiment == "identities"} == {Verdict.HOLDS}
     assert result.verdict == Verdict.TOO_FEW
     assert {arm for arm, tuning in result.tunings["digits"].items() if tuning.draws} == DIGITS.arms.keys()

@@ -20,9 +20,10 @@ over batches, so that a smaller last batch counts for less.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -183,9 +184,8 @@ class LinearPath:
         if parameters is None:
             moving = frozenset(self.state1)
         else:
-            names = [name for names in self._aliases.values() for name in names]
-            found = matching(parameters, names, "parameters")
-            chosen = {first for first, aliases in self._aliases.items() if not found.isdisjoint(aliases)}
+            found = matching(parameters, itertools.chain.from_iterable(self._aliases.values()), "parameters")
+            chosen = {first for first, names in self._aliases.items() if not found.isdisjoint(names)}
             layers = {name.rpartition(".")[0] for name in found}
             fitting = fits(parameters)
             moving = frozenset(chosen | {b for b in self._buffers if fitting(b) or b.rpartition(".")[0] in layers})
@@ -240,7 +240,7 @@ class LinearPath:
                     reestimate(self.norms, self.bn_batches, self.model)
             yield
 
-    def rewind(self) -> Any:
+    def rewind(self) -> AbstractContextManager[nn.Module]:
         """Inside this block the chosen parameters are back at ``state0``: how critical are they?"""
         return self.at(0.0)
 

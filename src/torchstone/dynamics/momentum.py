@@ -26,7 +26,6 @@ from torchstone._checks import check_float, check_int
 __all__ = [
     "MarginParts",
     "MarginPatchCNN",
-    "cubic",
     "feature_alignment",
     "margin_parts",
     "patch_gradient",
@@ -37,20 +36,19 @@ __all__ = [
 Activation = Callable[[Tensor], Tensor]
 
 
-def cubic(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """z^3: features that grow the faster the larger they are, which the effect needs."""
+def _cubic(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return z * z * z
 
 
 def patch_logits(
-    weight: Float[Tensor, "*seeds m d"], x: Float[Tensor, "*seeds n p d"], *, activation: Activation = cubic
+    weight: Float[Tensor, "*seeds m d"], x: Float[Tensor, "*seeds n p d"], *, activation: Activation = _cubic
 ) -> Float[Tensor, "*seeds n"]:
     """f(X) = sum_r sum_j activation(<w_r, X_j>): positive says class 1.
 
     Args:
         weight: w_r.
         x: the patches of each example.
-        activation: elementwise.
+        activation: elementwise; z^3 by default.
 
     Shapes: leading axes, if any, are seeds, each with weights and data of its own.
     Cost: 2 n p d m operations a seed.
@@ -121,7 +119,7 @@ def signal_rate(
         tensor([0.])
     """
     pull = _pull(_responses(weight, x), y)
-    strength = cubic(_along(x, w_star)).sum(-1)
+    strength = _cubic(_along(x, w_star)).sum(-1)
     return 3 * _along(weight, w_star).square() * (pull * strength).sum(-1, keepdim=True)
 
 
@@ -143,7 +141,7 @@ def _pull(z: Tensor, y: Tensor) -> Tensor:
     """y_i l_i / n from the responses of the cubic network."""
     if y.shape != z.shape[:-2]:
         raise ValueError(f"y must have shape {tuple(z.shape[:-2])}, as x has it, but has {tuple(y.shape)}")
-    return y * torch.sigmoid(-y * cubic(z).sum((-2, -1))) / y.shape[-1]
+    return y * torch.sigmoid(-y * _cubic(z).sum((-2, -1))) / y.shape[-1]
 
 
 class MarginPatchCNN(nn.Module):
@@ -152,7 +150,7 @@ class MarginPatchCNN(nn.Module):
     Args:
         d: dimensions of a patch.
         m: hidden units.
-        activation: elementwise function.
+        activation: elementwise; z^3 by default, which makes a feature grow the faster the larger it is.
         sigma_0: standard deviation of the initial weights.
         generator: source of the initial weights; None is torch's global one.
 
@@ -190,7 +188,7 @@ class MarginPatchCNN(nn.Module):
         d: int,
         m: int = 4,
         *,
-        activation: Activation = cubic,
+        activation: Activation = _cubic,
         sigma_0: float = 0.05,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -228,7 +226,7 @@ def feature_alignment(
         >>> feature_alignment(torch.tensor([[1.0, 0.0], [2.0, 7.0]]), torch.tensor([1.0, 0.0]))
         tensor(9.)
     """
-    return cubic(_along(_weight(model), w_star)).sum(-1)
+    return _cubic(_along(_weight(model), w_star)).sum(-1)
 
 
 class MarginParts(NamedTuple):
@@ -266,7 +264,7 @@ def margin_parts(
         MarginParts(signal=tensor([1.]), noise=tensor([27.]))
     """
     weight = _weight(model)
-    signal = y * feature_alignment(weight, w_star).unsqueeze(-1) * cubic(_along(x, w_star)).sum(-1)
+    signal = y * feature_alignment(weight, w_star).unsqueeze(-1) * _cubic(_along(x, w_star)).sum(-1)
     return MarginParts(signal, y * patch_logits(weight, x) - signal)
 
 

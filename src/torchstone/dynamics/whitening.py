@@ -30,6 +30,7 @@ from torchstone._checks import check_finite, check_float, check_one_of
 __all__ = ["Whitening", "gram", "information_fraction", "spectrum"]
 
 EPS = 1e-10
+UNEVEN = 1e-5  # eigenvalues below this share of the largest are known to no more than eleven digits
 BUFFERS = ("mean", "matrix", "inverse", "rank_")
 
 
@@ -172,9 +173,9 @@ class Whitening(nn.Module):
         if 0 in samples.shape:
             raise ValueError(f"x must hold at least 1 sample of 1 feature, but has shape {tuple(samples.shape)}")
         samples = samples.double()
-        size = samples.abs().amax((-2, -1))
+        size = torch.maximum(samples.amax((-2, -1)), -samples.amin((-2, -1)))
         mean = samples.mean(-2) if self.center else torch.zeros_like(samples[..., 0, :])
-        samples = samples - mean.unsqueeze(-2)
+        samples = samples - mean.unsqueeze(-2) if self.center else samples
         moment = samples.mT @ samples
         values, vectors, kept = spectrum(moment, eps=self.eps)
         noise = samples.shape[-2] * (torch.finfo(torch.float64).eps * size) ** 2
@@ -186,12 +187,13 @@ class Whitening(nn.Module):
         inward = vectors * root.unsqueeze(-2)
         turn = vectors.mT if self.mode == "zca" else torch.eye(values.shape[-1], int(rank.max())).to(vectors)
         matrix, inverse = (outward @ turn).mT, inward @ turn
-        # X^T X is rounded in units of its largest eigenvalue, X M is not: one Newton step towards the root repairs M.
-        white = samples @ matrix.mT
-        error = (white.mT @ white - matrix @ inverse) / 2
+        if (kept & (values < UNEVEN * values[..., :1])).any():
+            # X^T X is rounded in units of its largest eigenvalue, X M is not: a Newton step towards the root repairs M.
+            white = samples @ matrix.mT
+            error = (white.mT @ white - matrix @ inverse) / 2
+            matrix, inverse = matrix - error @ matrix, inverse + inverse @ error
         scale = (moment.diagonal(dim1=-2, dim2=-1).sum(-1) / rank).sqrt() if self.rescale else torch.ones_like(noise)
-        self.matrix = (matrix - error @ matrix) * scale[..., None, None]
-        self.inverse = (inverse + inverse @ error) / scale[..., None, None]
+        self.matrix, self.inverse = matrix * scale[..., None, None], inverse / scale[..., None, None]
         self.mean, self.rank_ = mean, rank
         self._warn(samples.shape[-2])
         return self
@@ -218,7 +220,10 @@ class Whitening(nn.Module):
     def transform(self, x: Float[Tensor, "*s n d"]) -> Float[Tensor, "*s n k"]:
         """Whiten: M (x - mean), in the dtype of ``x``."""
         self._check(x, self.mean, "features of the fit")
-        return ((x.to(self.matrix.dtype) - self.mean.unsqueeze(-2)) @ self.matrix.mT).to(x.dtype)
+        samples = x.to(self.matrix.dtype)
+        if self.center:
+            samples = samples - self.mean.unsqueeze(-2)
+        return (samples @ self.matrix.mT).to(x.dtype)
 
     def inverse_transform(self, z: Float[Tensor, "*s n k"]) -> Float[Tensor, "*s n d"]:
         """Undo :meth:`transform`, but for what lay in dropped directions."""

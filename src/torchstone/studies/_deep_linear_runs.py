@@ -196,14 +196,18 @@ def ends(runs: Runs) -> Tensor:
     nearest = end.argmin(0, keepdim=True)
     close = end.gather(0, nearest)[0]
     arrived = (runs.reduced.product()[-1] - problems.limits).flatten(1).norm(dim=1) < NEAR * problems.top
-    return arrived & (close < NEAR * problems.top) & (close <= half.gather(0, nearest)[0] + 1e-9)
+    leaving = close > torch.maximum(half.gather(0, nearest)[0], 1e-4 * problems.top)
+    return arrived & (close < NEAR * problems.top) & ~leaving
 
 
 def horizon(problems: Problems, cap: float, special_cap: float, close: float = 1e-6) -> Tensor:
-    """Time of each problem until the reduced flow is ``close`` to its limit, at most a cap in units of time."""
-    slow = (problems.s / problems.top) ** (2 / problems.depth - 1)
-    longest = torch.where(problems.special, special_cap, cap + 10 * slow) * problems.unit
-    t = torch.logspace(-2, 0, 24, dtype=torch.float64)[:, None] * longest
+    """Time of each problem until the reduced flow is ``close`` to its limit, at most a cap in units of time.
+
+    A small start has six times its time of escape (at q = s_1) besides.
+    """
+    escape = (problems.s / problems.top) ** (2 / problems.depth - 1) / max(problems.depth - 2, 1)
+    longest = torch.where(problems.special, special_cap, cap + 6 * escape) * problems.unit
+    t = torch.logspace(-1.5, 0, 12, dtype=torch.float64)[:, None] * longest
     path = rank_one_flow(problems.Z, problems.s, problems.u, problems.v, problems.depth, t, rtol=1e-6).product()
     done = (path - problems.limits).flatten(2).norm(dim=2) < close * problems.top
     first = torch.where(done.any(0), done.int().argmax(0), len(t) - 1)

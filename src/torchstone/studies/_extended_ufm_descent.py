@@ -36,6 +36,7 @@ __all__ = [
 
 FLAT = 1e-7  # norm of the gradient of a finished run
 REACHED = 1e-8  # height above f* of a run that reached it
+LOST = 1e15  # norm of the gradient of a run that diverged; its parameters are cleared from LOST^2 on
 KEPT = 1e-3  # singular value of the logits' class means from which on a direction counts as learnt
 
 
@@ -88,7 +89,7 @@ def descend(
 ) -> Tensor:
     """Plain gradient descent on f; returns the norm of each seed's last gradient.
 
-    A seed that left the finite numbers becomes zero where it is looked at, and its norm is not finite.
+    A seed that diverged becomes zero where it is looked at, so that the others can be measured.
 
     Args:
         model: stacked models.
@@ -115,7 +116,7 @@ def descend(
 
 @torch.no_grad()
 def _clear_lost(parameters: Sequence[Tensor]) -> None:
-    lost = ~(torch.stack([p.abs().flatten(1).amax(1) for p in parameters]).amax(0) < 1e50)
+    lost = ~(torch.stack([p.abs().flatten(1).amax(1) for p in parameters]).amax(0) < LOST**2)
     for parameter in parameters:
         parameter[lost] = 0.0
 
@@ -169,8 +170,8 @@ def stack_descent(cells: Sequence[Cell], hypers: Sequence[Mapping[str, Any]]) ->
     outcomes = []
     for i, cell in enumerate(cells):
         own = {name: value[i] for name, value in found.items()}
-        if not own["slope"].isfinite().all():
-            outcomes.append(Outcome(cost=cost, diverged="the gradient is no longer finite"))
+        if not (own["slope"] < LOST).all():
+            outcomes.append(Outcome(cost=cost, diverged="the gradient grew without bound"))
         elif cell.tuning:
             outcomes.append(Outcome(objective=-float(own["loss"].mean())))
         else:
@@ -286,9 +287,13 @@ def stack_edge(cells: Sequence[Cell], hypers: Sequence[Mapping[str, Any]]) -> li
     slope = descend(model, decays, lr=size.lr, steps=size.steps, tick=cells[0].tick).cpu()
     loss = model.loss(decays).detach().cpu()
     gradient = max(float(part.abs().max()) for part in gradients)
-    return [
-        Outcome(objective=-float(loss[i]))
-        if cell.tuning
-        else Outcome({"gradient": gradient, "loss": loss[i], "slope": slope[i]}, cost={"steps": size.steps})
-        for i, cell in enumerate(cells)
-    ]
+    cost = {"steps": size.steps}
+    outcomes = []
+    for i, cell in enumerate(cells):
+        if not slope[i] < LOST:
+            outcomes.append(Outcome(cost=cost, diverged="the gradient grew without bound"))
+        elif cell.tuning:
+            outcomes.append(Outcome(objective=-float(loss[i])))
+        else:
+            outcomes.append(Outcome({"gradient": gradient, "loss": loss[i], "slope": slope[i]}, cost=cost))
+    return outcomes

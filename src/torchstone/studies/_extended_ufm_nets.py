@@ -147,10 +147,9 @@ def stack_nets(cells: Sequence[Cell], hypers: Sequence[Mapping[str, Any]]) -> li
     model = stack(nets).to(cells[0].device)
     error: Callable[[Tensor, Tensor], Tensor] = MSEClassificationLoss(classes) if mse else F.cross_entropy
     scale = classes / 2 if mse else 1.0  # from the mean over the outputs to half of the sum
-    biases = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        biases[name.endswith("bias")].append(parameter)
-    groups = [{"params": biases[False], "weight_decay": size.weight_decay * decay}, {"params": biases[True]}]
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    weights = [p for name, p in model.named_parameters() if not name.endswith("bias")]
+    groups = [{"params": weights, "weight_decay": size.weight_decay * decay}, {"params": biases}]
     optimizer = SGD(groups, lr=size.lr, momentum=size.momentum)
     curves = [_nc1(model, x, y, classes)]
 

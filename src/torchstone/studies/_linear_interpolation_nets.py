@@ -105,8 +105,8 @@ class Sizes:
     train: int = 1000
     test: int = 700
     pool: int = 1
-    epochs: int = 10
-    random_epochs: int = 20
+    epochs: int = 8
+    random_epochs: int = 16
     batch_size: int = 50
     curve: int = 150
     points: int = 26

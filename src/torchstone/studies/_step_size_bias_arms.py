@@ -192,8 +192,8 @@ def stacked_small_start(cells: Sequence[Cell], hypers: Sequence[Mapping[str, Any
 
 
 def _steps(problems: Sequence[Problem], alphas: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    # One by one: in a stack, products are summed in another order than alone.
-    return torch.stack([r * critical_step(p.x, a) for p, a, r in zip(problems, alphas, ratios, strict=True)])
+    x = torch.stack([p.x for p in problems])
+    return x.new_tensor(ratios) * critical_step(x, x.new_tensor(alphas))
 
 
 def _descend(cells: Sequence[Cell], problems: Sequence[Problem], alphas: Sequence[float], lr: Tensor) -> list[Outcome]:

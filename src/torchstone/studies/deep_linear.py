@@ -28,6 +28,7 @@ that had ended there, and to count seconds. Single runs of the theory's checks w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +69,7 @@ class Sizes:
 
     problems: int = 16
     width: int = 6
-    times: int = 30
+    times: int = 20
     cap: float = 60.0
     special_cap: float = 12.0
 
@@ -212,7 +213,7 @@ def _problems() -> Experiment:
             Lower("path_error", "theory", "decoupled"),
             Higher("limit_right", "theory", "minimum"),
         ),
-        settings={"smoke": Sizes(problems=3, width=3, times=4, cap=4.0, special_cap=2.0), "bench": Sizes()},
+        settings={"smoke": Sizes(problems=2, width=3, times=2, cap=0.5, special_cap=0.5), "bench": Sizes()},
         shared=_draw,
     )
 
@@ -230,7 +231,7 @@ def _data() -> Experiment:
             Lower("path_error", "theory", "lazy"),
             Lower("path_error", "theory", "decoupled"),
         ),
-        settings={"smoke": Sizes(problems=2, times=3, cap=2.0), "bench": Sizes(problems=9)},
+        settings={"smoke": Sizes(problems=2, times=2, cap=0.5), "bench": Sizes(problems=9)},
         shared=_draw_data,
         data=data_identity("digits"),
     )
@@ -241,11 +242,20 @@ def _data() -> Experiment:
 
 @dataclass(frozen=True)
 class Stages:
-    """Targets drawn, starts (shares of s_1) from which each is left, and times recorded."""
+    """Targets drawn, how long escapes shall take, which sets the starts from which each is left, and times recorded.
+
+    ``lengths``: s_0^{-(1-2/N)}, or log(1/s_0) for N = 2 in units of 20; s_1 = 1.
+    """
 
     targets: int = 4
-    starts: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7)
-    times: int = 30
+    lengths: tuple[float, ...] = (50, 100, 200, 400)
+    times: int = 16
+
+    def starts(self, depth: int) -> list[float]:
+        """The s_0 of a depth, largest first."""
+        if depth == 2:
+            return [math.exp(-length / 20) for length in self.lengths]
+        return [length ** (-1 / (1 - 2 / depth)) for length in self.lengths]
 
 
 def _escapes(cell: Cell) -> tuple[Tensor, Tensor, int]:
@@ -254,19 +264,20 @@ def _escapes(cell: Cell) -> tuple[Tensor, Tensor, int]:
     depth = DEPTHS[cell.case]
     generator = cell.seeds.generator("split", cell.case)
     dims = [3, *[2] * (depth - 2), 1, 3]
+    first = sizes.starts(depth)
     Zs, nets = [], []
     for _ in range(sizes.targets):
         Z = torch.randn(3, 3, generator=generator, dtype=torch.float64)
         Z = Z / torch.linalg.matrix_norm(Z, 2)
         u, v = (F.normalize(torch.randn(3, generator=generator, dtype=torch.float64), dim=0) for _ in range(2))
-        for share in sizes.starts:
+        for share in first:
             Zs.append(Z)
             nets.append(starts(share, u, v, dims, generator))
     problems = stack(Zs, nets, [False] * len(nets))
-    until = _crossings(problems, len(sizes.starts))
-    t = torch.linspace(1.25 / sizes.times, 1.25, sizes.times, dtype=torch.float64)[:, None] * until
+    until = _crossings(problems, len(first))
+    t = torch.linspace(1.1 / sizes.times, 1.1, sizes.times, dtype=torch.float64)[:, None] * until
     s = follow(problems, t).W.flatten(2).norm(dim=2)
-    return torch.tensor(sizes.starts).log(), _first_above(s, t).view(sizes.targets, -1), depth
+    return torch.tensor(first, dtype=torch.float64).log(), _first_above(s, t).view(sizes.targets, -1), depth
 
 
 def _crossings(problems: Problems, count: int) -> Tensor:
@@ -277,7 +288,7 @@ def _crossings(problems: Problems, count: int) -> Tensor:
     s0, N = problems.s, problems.depth
     law = (1 / s0).log() if N == 2 else s0 ** (2 / N - 1)
     (Z, u, v), first = (x[::count] for x in (problems.Z, problems.u, problems.v)), s0[::count]
-    t = torch.logspace(-2, 0, 40, dtype=torch.float64)[:, None] * 8 * law[::count] / max(N - 2, 1)
+    t = torch.logspace(-1.5, 0, 20, dtype=torch.float64)[:, None] * 8 * law[::count] / max(N - 2, 1)
     crossed = _first_above(rank_one_flow(Z, first, u, v, N, t, rtol=1e-6).s, t)
     crossed = torch.where(crossed.isnan(), t[-1], crossed)
     return (crossed / law[::count]).repeat_interleave(count) * law
@@ -329,7 +340,7 @@ def _stages() -> Experiment:
             Within("exponent_error", "theory", by=0.03),
             Lower("exponent_error", "theory", "lazy", cases=deep),
         ),
-        settings={"smoke": Stages(1, (1e-1, 3e-2), 8), "bench": Stages()},
+        settings={"smoke": Stages(1, (10, 20), 4), "bench": Stages()},
         shared=_escapes,
     )
 
@@ -346,8 +357,8 @@ class Outside:
     """
 
     problems: int = 12
-    times: int = 20
-    length: float = 40.0
+    times: int = 10
+    length: float = 25.0
     step: float = 0.05
     noise: float = 0.3
     depth: int = 4
@@ -424,7 +435,7 @@ def _outside() -> Experiment:
             Higher("limit_right", "network", 0.9, cases=("gd-large",)),
             Higher("limit_right", "network", 0.9, cases=("sgd",)),
         ),
-        settings={"smoke": Outside(problems=2, times=2, length=2.0, step=0.1), "bench": Outside()},
+        settings={"smoke": Outside(problems=2, times=2, length=1.0, step=0.1), "bench": Outside()},
     )
 
 

@@ -88,7 +88,7 @@ def _identities() -> Experiment:
             missed("network", 1e-8, "the optimiser for networks takes the same step on a linear one"),
         ),
         replicates=(3, 3),
-        settings={"smoke": replace(bench, steps=200, hidden=(16,)), "bench": bench},
+        settings={"smoke": bench, "bench": bench},
         shared=draw,
         data=data_identity("digits"),
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -83,14 +84,16 @@ def test_the_probe_gives_a_ratio_and_leaves_the_global_stream_alone():
         stacking_speedup(net, data(), 0)
 
 
-def test_the_probe_times_all_steps_of_the_loop_and_one_of_the_stack(monkeypatch):
-    calls = []
+def test_the_probe_times_all_steps_of_the_loop_and_one_of_the_stack_after_two_turns(monkeypatch):
+    calls, moves = [], []
 
     def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         calls.append(batch.x.shape)
         return model(batch.x).sum()
 
-    clock = iter(range(1000))  # each look at the clock takes a second, so both ways take as long
+    clock = accumulate([100, 100, 100, 100, 0, 6, 0, 2])
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    assert stacking_speedup(net, data(), 4, loss=loss, steps=3) == 1.0
-    assert calls == ([torch.Size([20, 4])] * 5) * 5  # four single calls and a mapped one in each turn
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: moves.append(1))
+    assert stacking_speedup(net, data(), 4, loss=loss, steps=1) == 3.0
+    assert calls == [torch.Size([20, 4])] * 15  # in each turn four single ones and a mapped one
+    assert len(moves) == 15

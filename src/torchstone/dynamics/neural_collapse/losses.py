@@ -63,7 +63,10 @@ def rescaled_mse(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if target.is_floating_point():
         if target.shape != logits.shape:
-            raise ValueError(f"soft target must have shape {tuple(logits.shape)}, but has {tuple(target.shape)}")
+            raise ValueError(
+                f"target must be int64 class numbers, or soft labels of shape {tuple(logits.shape)}, "
+                f"but is {target.dtype} of shape {tuple(target.shape)}"
+            )
         error = (logits - target_scale * target).square() * (1 + (alpha - 1) * target)
         loss = error.mean(1)
     else:
@@ -152,6 +155,9 @@ class MSEClassificationLoss(RescaledMSELoss):
     Shapes:
         ``logits`` (batch, num_classes) float; ``target`` (batch,) int64, or (batch, num_classes) one-hot or soft;
         returns a scalar, or (batch,) if unreduced.
+
+    Cost:
+        O(batch classes).
 
     Raises:
         TypeError: if ``logits`` or ``target`` have another dtype.

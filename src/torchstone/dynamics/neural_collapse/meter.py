@@ -27,7 +27,8 @@ class NeuralCollapseMeter(nn.Module):
     that are centred already. NC4 needs the means beforehand, hence a second pass: :func:`nc_metrics`.
 
     Under ``torch.distributed`` each process feeds its own part; :meth:`compute` puts them together, so all processes
-    must call it. The state is in ``state_dict``.
+    must call it, with the meter on a device that their backend knows (``meter.to("cuda")`` for NCCL). The state is in
+    ``state_dict``.
 
     Args:
         num_classes: K.
@@ -87,8 +88,8 @@ class NeuralCollapseMeter(nn.Module):
         sums = torch.zeros_like(old).index_add_(0, own, rows)
         new = old + (sums - added[:, None] * old) / (before + added)[:, None]
         old = torch.where(before[:, None] > 0, old, new)  # of a class not seen before: rows are centred even so
-        exact = torch.promote_types(features.dtype, torch.float32)
-        self.scatter += (rows - old[own]).to(exact).mT @ (rows - new[own]).to(exact)
+        precision = torch.promote_types(features.dtype, torch.float32)
+        self.scatter += (rows - old[own]).to(precision).mT @ (rows - new[own]).to(precision)
         self.counts[present], self.means[present] = before + added, new
 
     @torch.no_grad()

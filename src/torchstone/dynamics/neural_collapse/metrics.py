@@ -16,7 +16,8 @@ Source: Zhou, Li, Ding, You, Qu, Zhu, *On the Optimization Landscape of Neural C
 Tirer, Bruna, *Extended Unconstrained Features Model for Exploring Deep Neural Collapse*, ICML 2022.
 
 Deviations: Sigma_B has rank K - 1, so which of its eigenvalues count as zero is an argument (``rtol``), not left to the
-default of a pseudo-inverse, under which NC1 may be off by orders of magnitude; everything is float64.
+default of a pseudo-inverse, which may take rounding errors for directions; everything is float64. mu_G is the mean of
+all rows, which is that of the class means where classes are of one size.
 """
 
 from __future__ import annotations

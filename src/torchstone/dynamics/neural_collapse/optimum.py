@@ -107,8 +107,7 @@ class UFMOptimum:
             generator: source of random rotations; without it features lie along the axes.
 
         Raises:
-            ValueError: if ``dim`` is too small, ``drop`` too large, or a ReLU would change the
-                features.
+            ValueError: if ``dim`` is too small, ``drop`` too large, or a ReLU would change the features.
 
         Example:
             >>> optimum = ufm_optimum(4, 10, 5e-3, 8e-3, 0.05)
@@ -136,7 +135,14 @@ class UFMOptimum:
         if used == k:
             sizes[:, -1] = torch.tensor(self.mean_singular_values, dtype=torch.float64)
         model = UnconstrainedFeatureModel(
-            k, n, dim, len(self.lambdas) - 1, nonlinearity, bool(self.bias), init_std=0.0, dtype=torch.float64
+            k,
+            n,
+            dim,
+            len(self.lambdas) - 1,
+            nonlinearity,
+            bool(self.bias),
+            generator=torch.Generator(),  # the start is overwritten, and must not use up torch's own numbers
+            dtype=torch.float64,
         )
         left = [directions, *bases]
         with torch.no_grad():

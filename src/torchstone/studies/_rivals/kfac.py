@@ -30,7 +30,7 @@ class KFAC:
         weights = list(self.network.parameters())
         loss = mse_loss(self.network(x), y)
         if not loss.isfinite():
-            raise DivergedError(f"the loss is {float(loss):g} before the step")
+            raise DivergedError(f"the loss is {float(loss.detach()):g} before the step")
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
             for weight, gradient, (inside, outside) in zip(weights, gradients, factors(self.network, x), strict=True):

@@ -121,8 +121,8 @@ def fit_stacked(
         The history, the part before a resume included.
 
     Cost:
-        The arithmetic of S runs; memory for the parameters and buffers once more, as they were when all losses were
-        last finite.
+        The arithmetic of S runs; memory for the parameters and buffers once more, as they were when the losses were
+        last finite. About a tenth more time than the barest loop around ``torch.vmap``.
 
     Raises:
         TypeError: if a callback returns something else.

@@ -60,8 +60,9 @@ class StackedModule(nn.Module, Generic[M]):
         ``x`` (S, n, ...), or (n, ...) with ``shared=True``; returns (S, n, ...). ``len()`` is S.
 
     Cost:
-        The arithmetic of S models. The overhead of one step of a small net is that of about two to four single ones,
-        whatever S; see :func:`stacking_speedup`.
+        The arithmetic of S models, the overhead of a few: on one thread of a CPU, a training step of eight MLPs
+        64-32-10 on 32 rows each takes as long as 3.4 single ones, of twenty as long as 4. Wide layers gain nothing
+        there; :func:`~torchstone.training.stacking_speedup` tells.
 
     Raises:
         ValueError: if there is no model, or two differ: in a name, shape, dtype, a layer's type or options.
