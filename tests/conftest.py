@@ -18,7 +18,8 @@ if os.environ.get("TORCHSTONE_CHECK_SHAPES"):
     from jaxtyping import install_import_hook
 
     install_import_hook(
-        [f"torchstone.{package}" for package in ("noise", "dynamics", "models", "training", "data")], "beartype.beartype"
+        [f"torchstone.{package}" for package in ("noise", "dynamics", "models", "training", "data")],
+        "beartype.beartype",
     )
 
 REQUIRED = frozenset(filter(None, os.environ.get("TORCHSTONE_REQUIRE", "").split(",")))

@@ -62,8 +62,8 @@ def diagonal_descent(
     r"""Gradient descent on u * v, for many problems at once: what training the two-layer network does, in closed form.
 
     With g = X^T (X beta - y) / N: u' = u - lr g * v and v' = v - lr g * u. Each problem has a step and a start of its
-    own and stops by itself when its loss is at most ``tol`` or not finite (looked at every 100 steps). On a CPU it is bit
-    for bit what it would be alone.
+    own and stops by itself when its loss is at most ``tol`` or not finite (looked at every 100 steps). On a CPU it is
+    bit for bit what it would be alone.
 
     Args:
         x: inputs of each problem.

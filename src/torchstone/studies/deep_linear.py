@@ -247,8 +247,8 @@ class Stages:
     ``lengths``: s_0^{-(1-2/N)}, or log(1/s_0) for N = 2 in units of 20; s_1 = 1.
     """
 
-    targets: int = 4
-    lengths: tuple[float, ...] = (50, 100, 200, 400)
+    targets: int = 3
+    lengths: tuple[float, ...] = (100, 200, 400)
     times: int = 16
 
     def starts(self, depth: int) -> list[float]:

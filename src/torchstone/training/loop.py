@@ -206,7 +206,7 @@ def fit(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     schedulers = [scheduler] if isinstance(scheduler, LRScheduler) else list(scheduler)
     generators = {"order": generator, "noise": noise, "augment": augment_generator}
-    parts = _Parts(trained, optimizers, schedulers, {name: g for name, g in generators.items() if g is not None})
+    parts = Parts(trained, optimizers, schedulers, {name: g for name, g in generators.items() if g is not None})
     batches = _batches(data, device, batch_size, generator, drop_last)
 
     history = History()
@@ -333,7 +333,7 @@ def _loaded(parts: Any, device: torch.device) -> Batch:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """All that changes in a run, to be saved and restored together."""
 
     modules: list[nn.Module]

@@ -71,7 +71,12 @@ def test_an_empty_batch_is_zero_and_half_precision_is_upcast() -> None:
         (torch.ones(B, K), Y + 1, ValueError, "target must lie in 0..4, but spans 1..5"),
         (torch.ones(B, K), Y.int(), TypeError, "target must be int64"),
         (torch.ones(B, K), Y[:-1], ValueError, "as many rows as logits"),
-        (torch.ones(B, K), torch.ones(B, K - 1), ValueError, r"soft labels of shape \(9, 5\), but is torch.float32 of shape \(9, 4\)"),
+        (
+            torch.ones(B, K),
+            torch.ones(B, K - 1),
+            ValueError,
+            r"soft labels of shape \(9, 5\), but is torch.float32 of shape \(9, 4\)",
+        ),
         (torch.ones(B, K), Y[:, None], ValueError, "target must have shape"),
     ],
 )
