@@ -153,6 +153,17 @@ def test_float32_data_are_whitened_in_float64():
     assert float((noisy.T @ noisy - torch.eye(10)).abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("mode", ["zca", "pca"])
+def test_a_wide_spectrum_is_whitened_to_nearly_all_digits(mode: str):
+    """Eigenvalues down to 1e-9 of the largest: dividing by their roots alone would leave errors of 1e-8."""
+    x = normal(40, 30) @ torch.diag(torch.logspace(0, -4.5, 30).double()) @ rotation(30)
+    whitening = Whitening(mode, rescale=False).fit(x)
+    white = whitening(x)
+    values = torch.linalg.eigvalsh(white.T @ white)
+    assert float((values - 1).abs().max()) < 1e-10
+    torch.testing.assert_close(whitening.inverse_transform(white), x, atol=1e-12, rtol=0)
+
+
 # ---------------------------------------------------------------- many data sets at once
 
 
@@ -177,7 +188,7 @@ def test_a_stack_is_whitened_as_each_alone(mode: str, center: bool):
 def test_another_data_set_of_the_stack_changes_no_bit():
     x = normal(2, 9, 5)
     before = Whitening().fit(x)(x)[1]
-    x[0] *= 3
+    x[0] *= torch.logspace(0, -4, 5).double()  # which takes a step more
     assert torch.equal(Whitening().fit(x)(x)[1], before)
 
 

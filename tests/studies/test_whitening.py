@@ -14,7 +14,7 @@ from torchstone.bench.outcome import Outcome, Row
 from torchstone.bench.seeds import Seeds
 from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.study import Cell, Experiment
-from torchstone.dynamics import Whitening
+from torchstone.dynamics import NewtonLinear, Whitening
 from torchstone.errors import SealedDataError
 from torchstone.studies import _whitening_runs
 from torchstone.studies._whitening_identities import run_identities
@@ -220,7 +220,7 @@ def test_networks_trained_in_one_pass_are_those_trained_alone(inputs: str, case:
         assert {name: pytest.approx(value, abs=1e-10, nan_ok=True) for name, value in alone.values.items()} == dict(
             outcome.values
         )
-        assert alone.cost == outcome.cost
+        assert alone.cost == outcome.cost == {"steps": 6, "forwards": 6 * min(SMALL.sizes[case].n, 25)}
     if not norm:
         assert together[2].diverged == "the training loss is not finite"
 
@@ -326,6 +326,28 @@ def test_linear_models_trained_in_one_pass_are_those_trained_alone() -> None:
         same = run_damped(cell, damping=outcome.values["damping"], **rate)
         assert same.values == outcome.values
         assert outcome.cost["steps"] == len(DAMPINGS) * same.cost["steps"]
+
+
+def test_the_earliest_best_step_counts_and_the_fastest_of_the_best_dampings() -> None:
+    """Literally: every step of every damping, and ties among them."""
+    tied = 0
+    for replicate in range(4):
+        cell = a_cell(Linear(steps=12, validation=20), "n40", replicate)
+        (x, y), (x_val, y_val), _ = cell.shared()
+        found = []
+        for damping in DAMPINGS:
+            solver = NewtonLinear(x, damping=damping)
+            rate = 1.0 / float(torch.linalg.eigvals(solver.preconditioner @ solver.moment).real.max())
+            weight = torch.randn(10, 61, generator=cell.seeds.generator("init"), dtype=torch.float64) / 61**0.5
+            right = []
+            for _ in range(13):
+                right.append(int(((x_val @ weight.T).argmax(1) == y_val).sum()))
+                weight = solver.solve(torch.nn.functional.one_hot(y, 10).double(), weight, lr=rate)
+            assert run_damped(cell, lr=1.0, damping=damping).values["best_step"] == right.index(max(right))
+            tied += right.count(max(right)) > 1
+            found.append((max(right), -right.index(max(right)), damping))
+        assert run_best_damping(cell, lr=1.0).values["damping"] == max(found, key=lambda entry: entry[:2])[2]
+    assert tied
 
 
 def test_stacks_tick_once_a_step() -> None:

@@ -82,7 +82,7 @@ class DeepLinear(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(out, dtype=dtype) for out in widths[1:]) if bias else None
 
     @classmethod
-    def from_weights(cls, weights: Sequence[Float[Tensor, "*stack out into"]]) -> DeepLinear:
+    def from_weights(cls, weights: Sequence[Float[Tensor, "*stack _ _"]]) -> DeepLinear:
         """The network with copies of these weights, W_1 first; (stack, out, into) make a stack of networks."""
         for place, (early, late) in enumerate(pairwise(weights)):
             if (
@@ -166,9 +166,9 @@ M = TypeVar("M", bound=DeepLinear)
 @torch.no_grad()
 def balanced_init_(
     module: M,
-    s0: float | Float[Tensor, "*stack"],
-    u: Float[Tensor, "*stack d_out"] | None = None,
-    v: Float[Tensor, "*stack d_in"] | None = None,
+    s0: float | Float[Tensor, "*#stack"],
+    u: Float[Tensor, "*#stack d_out"] | None = None,
+    v: Float[Tensor, "*#stack d_in"] | None = None,
     generator: torch.Generator | None = None,
 ) -> M:
     r"""Set the layers to a balanced start with product s_0 u v^T, in place; return ``module``.

@@ -169,11 +169,12 @@ class Whitening(nn.Module):
             verb = "needs" if x_test is None else "takes no"
             raise ValueError(f"fit={self.fit_on!r} {verb} x_test: only 'full' whitens training and test data together")
         samples = _inputs("x", x) if x_test is None else torch.cat(_pair(x, x_test, "x"), -2)
-        check_finite("x" if x_test is None else "x and x_test", samples)
         if 0 in samples.shape:
             raise ValueError(f"x must hold at least 1 sample of 1 feature, but has shape {tuple(samples.shape)}")
         samples = samples.double()
         size = torch.maximum(samples.amax((-2, -1)), -samples.amin((-2, -1)))
+        if not size.isfinite().all():
+            check_finite("x" if x_test is None else "x and x_test", samples)
         mean = samples.mean(-2) if self.center else torch.zeros_like(samples[..., 0, :])
         samples = samples - mean.unsqueeze(-2) if self.center else samples
         moment = samples.mT @ samples
@@ -187,10 +188,11 @@ class Whitening(nn.Module):
         inward = vectors * root.unsqueeze(-2)
         turn = vectors.mT if self.mode == "zca" else torch.eye(values.shape[-1], int(rank.max())).to(vectors)
         matrix, inverse = (outward @ turn).mT, inward @ turn
-        if (kept & (values < UNEVEN * values[..., :1])).any():
+        uneven = (kept & (values < UNEVEN * values[..., :1])).any(-1)
+        if uneven.any():
             # X^T X is rounded in units of its largest eigenvalue, X M is not: a Newton step towards the root repairs M.
             white = samples @ matrix.mT
-            error = (white.mT @ white - matrix @ inverse) / 2
+            error = (white.mT @ white - matrix @ inverse) / 2 * uneven[..., None, None]
             matrix, inverse = matrix - error @ matrix, inverse + inverse @ error
         scale = (moment.diagonal(dim1=-2, dim2=-1).sum(-1) / rank).sqrt() if self.rescale else torch.ones_like(noise)
         self.matrix, self.inverse = matrix * scale[..., None, None], inverse / scale[..., None, None]

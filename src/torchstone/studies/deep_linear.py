@@ -276,7 +276,7 @@ def _escapes(cell: Cell) -> tuple[Tensor, Tensor, int]:
     problems = stack(Zs, nets, [False] * len(nets))
     until = _crossings(problems, len(first))
     t = torch.linspace(1.1 / sizes.times, 1.1, sizes.times, dtype=torch.float64)[:, None] * until
-    s = follow(problems, t).W.flatten(2).norm(dim=2)
+    s = follow(problems, t, rtol=1e-7).W.flatten(2).norm(dim=2)
     return torch.tensor(first, dtype=torch.float64).log(), _first_above(s, t).view(sizes.targets, -1), depth
 
 

@@ -188,7 +188,7 @@ def _list(cases: tuple[str, ...]) -> str:
 
 
 def _fashion() -> Experiment:
-    sizes = {"200+200": Size(200, 200), "2000+1000": Size(2000, 1000), "8000+1000": Size(8000, 1000)}
+    sizes = {"200+200": Size(200, 200), "2000+1000": Size(2000, 1000), "5000+1000": Size(5000, 1000)}
     few = ("200+200",)
     bench = Grid("fashion_mnist", sizes, hidden=(64,), steps=300, batch_size=50, others=0)
     return Experiment(
