@@ -81,6 +81,7 @@ WORSE = {"full": {"accuracy": 0.3}}
         ([GOOD if number % 2 == 0 else WORSE for number in range(29)], Verdict.NOT_SIGNIFICANT),
         ([{"none": {"accuracy": 0.1}}] * 6, Verdict.PREMISE_NOT_MET),
         ([{"full": {"train_accuracy": 0.5}}] * 6, Verdict.PREMISE_NOT_MET),
+        ([{"none": {"train_accuracy": 0.5}}] * 6, Verdict.PREMISE_NOT_MET),
         ([{"full": Outcome(diverged="the training loss is not finite")}] * 6, Verdict.PREMISE_NOT_MET),
         ([GOOD] * 5, Verdict.TOO_FEW),
         ([], Verdict.NOT_RUN),
@@ -161,7 +162,7 @@ def test_the_claims_on_damping_can_come_out_both_ways() -> None:
 
 def test_the_claims_on_networks_can_come_out_both_ways() -> None:
     usual = {
-        "gradient": {"accuracy": 0.85, "best_step": 500.0},
+        "gradient": {"accuracy": 0.85, "best_step": 500.0, "train_accuracy": 1.0},
         "full": {"accuracy": 0.6, "best_step": 5.0},
         "damped": {"accuracy": 0.86, "best_step": 10.0},
         "k-fac": {"accuracy": 0.85, "best_step": 10.0},
@@ -170,7 +171,12 @@ def test_the_claims_on_networks_can_come_out_both_ways() -> None:
     assert set(verdicts(rows, "networks").values()) == {"reproduced"}
     bad = {"accuracy": 0.5, "best_step": 400.0}
     rows = [synthetic.made_up(NETWORKS, number, usual, damped=bad, full={"accuracy": 0.9}) for number in range(6)]
-    assert set(verdicts(rows, "networks").values()) == {"refuted"}
+    found = verdicts(rows, "networks")
+    assert found.pop("train_accuracy of gradient is higher than 0.9") == "reproduced"
+    assert set(found.values()) == {"refuted"}
+    unfit = {"gradient": {"train_accuracy": 0.5}}
+    rows = [synthetic.made_up(NETWORKS, number, usual, **unfit) for number in range(6)]
+    assert list(verdicts(rows, "networks").values()).count("premise not met") == len(NETWORKS.claims)
 
 
 # ---------------------------------------------------------------- design
@@ -371,7 +377,8 @@ def test_the_best_step_counts_and_divergence_is_said() -> None:
     for outcome in (run_gradient(cell, lr=0.5), run_gauss_newton(cell, lr=0.5, damping=0.1)):
         assert 0 < outcome.values["best_step"] <= outcome.cost["steps"]
         assert outcome.values["accuracy"] > 0.15
-    assert run_gradient(cell, lr=1e200).diverged == "the weights are not finite"
+    wide = a_cell(Network(hidden=8, gradient_steps=60), "n200")  # in which not all units die at once
+    assert run_gradient(wide, lr=1e308).diverged == "the weights are not finite"
     assert "not finite" in run_gauss_newton(cell, lr=1e300, damping=0.5).diverged
 
 

@@ -52,14 +52,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class Network:
-    """Training samples by case, the network, and the steps of first- and of second-order training."""
+    """Training samples by case, the network, steps of first- and of second-order training, and starts to tune on."""
 
     sizes: Mapping[str, int] = field(default_factory=lambda: {"n200": 200})
     validation: int = 300
     test: int = 600
     hidden: int = 8
-    gradient_steps: int = 1000
+    gradient_steps: int = 4000
     newton_steps: int = 15
+    tuning_repeats: int = 3
 
 
 class Parts(NamedTuple):
@@ -78,6 +79,9 @@ def draw_parts(cell: Cell) -> Parts:
     sizes = (setting.sizes[cell.case], setting.validation, setting.test)
     train, validation, test = (Part(x[rows].double(), y[rows]) for rows in order[: sum(sizes)].split(sizes))
     return Parts(train, validation, cell.seal(test))
+
+
+Step = Callable[[Tensor, Tensor], Any]  # one step of training on inputs and targets
 
 
 # ---------------------------------------------------------------- the linear model
@@ -169,68 +173,89 @@ def _linear_outcome(cell: Cell, parts: Parts, path: Path, i: int, damping: float
 
 def run_gradient(cell: Cell, *, lr: float) -> Outcome:
     """Gradient descent, all samples in each step."""
-    network = _network(cell)
-    optimizer = torch.optim.SGD(network.parameters(), lr)
 
-    def step(x: Tensor, target: Tensor) -> None:
-        optimizer.zero_grad()
-        mse_loss(network(x), target).backward()
-        optimizer.step()
+    def steps_of(network: nn.Sequential) -> Step:
+        optimizer = torch.optim.SGD(network.parameters(), lr)
 
-    return _trained(cell, network, step, cell.setting.gradient_steps)
+        def step(x: Tensor, target: Tensor) -> None:
+            optimizer.zero_grad()
+            mse_loss(network(x), target).backward()
+            optimizer.step()
+
+        return step
+
+    return _outcome(cell, steps_of, cell.setting.gradient_steps)
 
 
 def run_gauss_newton(cell: Cell, *, lr: float, damping: float) -> Outcome:
     """Regularised Gauss-Newton steps, solved exactly."""
-    network = _network(cell)
-    optimizer = RegularizedGaussNewton(network.parameters(), lr, damping, network, mse_loss)
-    return _trained(cell, network, lambda *batch: optimizer.step(lambda: batch), cell.setting.newton_steps)
+
+    def steps_of(network: nn.Sequential) -> Step:
+        optimizer = RegularizedGaussNewton(network.parameters(), lr, damping, network, mse_loss)
+        return lambda *batch: optimizer.step(lambda: batch)
+
+    return _outcome(cell, steps_of, cell.setting.newton_steps)
 
 
 def run_kfac(cell: Cell, *, lr: float, damping: float) -> Outcome:
     """Steps with one preconditioner for each layer, which is a product of two small ones."""
-    network = _network(cell)
-    optimizer = KFAC(network, lr, damping)
-    return _trained(cell, network, optimizer.step, cell.setting.newton_steps)
+    return _outcome(cell, lambda network: KFAC(network, lr, damping).step, cell.setting.newton_steps)
 
 
-def _network(cell: Cell) -> nn.Sequential:
+def _outcome(cell: Cell, steps_of: Callable[[nn.Sequential], Step], steps: int) -> Outcome:
+    """Train, keep the best step on validation samples, and score it; while tuning, from several starts."""
+    parts: Parts = cell.shared()
+    networks = [_network(cell, start) for start in range(cell.setting.tuning_repeats if cell.tuning else 1)]
+    try:
+        runs = [_trained(network, steps_of(network), parts, steps) for network in networks]
+    except DivergedError as problem:
+        return Outcome(diverged=str(problem))
+    if cell.tuning:
+        return Outcome(objective=sum(run.accuracy for run in runs) / len(runs))
+    (network,), (run,) = networks, runs
+    network.load_state_dict(run.best)
+    values = {"best_step": float(run.step), "train_accuracy": run.train_accuracy}
+    return Outcome({"accuracy": _right(network, parts.test.open()), **values}, cost={"steps": steps})
+
+
+def _network(cell: Cell, start: int) -> nn.Sequential:
     """One hidden layer without biases, and a Gaussian start."""
     inside, hidden = cell.shared().train.x.shape[1], cell.setting.hidden
     network = nn.Sequential(
         nn.Linear(inside, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, CLASSES, bias=False)
     ).double()
-    generator = cell.seeds.generator("init")
+    generator = cell.seeds.generator("init", start)
     with torch.no_grad():
         for weight in network.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) / weight.shape[1] ** 0.5)
     return network
 
 
-def _trained(cell: Cell, network: nn.Sequential, step: Callable[[Tensor, Tensor], Any], steps: int) -> Outcome:
-    """Train, keep the best step on validation samples, and score it."""
-    parts: Parts = cell.shared()
+class Run(NamedTuple):
+    """The weights at the best step, that step, its accuracy on validation samples, and the last on training samples."""
+
+    best: dict[str, Tensor]
+    step: int
+    accuracy: float
+    train_accuracy: float
+
+
+def _trained(network: nn.Sequential, step: Step, parts: Parts, steps: int) -> Run:
     target = one_hot(parts.train.y, CLASSES).double()
-
-    def accuracy(part: Part) -> float:
-        with torch.no_grad():
-            return float((network(part.x).argmax(-1) == part.y).double().mean())
-
-    best, kept = (accuracy(parts.validation), 0), _copy(network)
+    best, at, kept = _right(network, parts.validation), 0, _copy(network)
     for number in range(1, steps + 1):
-        try:
-            step(parts.train.x, target)
-        except DivergedError as problem:
-            return Outcome(diverged=str(problem))
-        found = accuracy(parts.validation)
-        if found > best[0]:
-            best, kept = (found, number), _copy(network)
+        step(parts.train.x, target)
+        found = _right(network, parts.validation)
+        if found > best:
+            best, at, kept = found, number, _copy(network)
     if not all(weight.isfinite().all() for weight in network.parameters()):
-        return Outcome(diverged="the weights are not finite")
-    if cell.tuning:
-        return Outcome(objective=best[0])
-    network.load_state_dict(kept)
-    return Outcome({"accuracy": accuracy(parts.test.open()), "best_step": float(best[1])}, cost={"steps": steps})
+        raise DivergedError("the weights are not finite")
+    return Run(kept, at, best, _right(network, parts.train))
+
+
+@torch.no_grad()
+def _right(network: nn.Sequential, part: Part) -> float:
+    return float((network(part.x).argmax(-1) == part.y).double().mean())
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

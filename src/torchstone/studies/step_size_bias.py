@@ -26,6 +26,11 @@ since 30 are not fitted by most steps within 30 000 of them, and stopping early 
 Departures from the paper: at most 30 000 steps, and a loss of 5e-5 of that at the start counts as settled, so that the
 smallest steps have come close to their limit, not to it; claims about gradient flow use its limit, which is exact. A
 run that has not settled counts as lost.
+
+Mended after a first run had been seen: on centred features large steps often diverge, which had counted as if they had
+gained there; and the limit from a tiny start had been asked to have the smallest l1 norm up to 1e-4, which no theorem
+promises. Now a run that diverged counts as an error of 10 where cases are compared, and the limit is held to the bound
+that follows from its potential.
 """
 
 from __future__ import annotations
@@ -116,9 +121,13 @@ def _worst(row: Row) -> dict[str, float]:
     }
 
 
+DIVERGED = 10.0  # counts as the error of a run that diverged, where it is compared across cases: more than any other
+
+
 def _gain(row: Row, case: str) -> float:
     """By how much the error of a large step is lower than that of gradient flow."""
-    return float(np.subtract(row.value("error", "flow", case), row.value("error", "gd-large", case)))
+    large = DIVERGED if row.diverged("gd-large", case) else row.value("error", "gd-large", case)
+    return float(np.subtract(row.value("error", "flow", case), large))
 
 
 def _derive_sparse(row: Row) -> dict[str, float]:
@@ -176,7 +185,7 @@ def _sparse() -> Experiment:
             Within("error", "gd-small", "flow", by=0.02, cases=ALPHAS),
             Lower("error", "gd-large", "small-start", cases=("alpha0.2",)),
             Lower("error", "gd-large", "label-noise", cases=("alpha0.2",)),
-            Higher("error", "gd-large", "flow", by=-0.05, cases=CENTRED),
+            Lower("error", "flow", "gd-large", by=-0.05, cases=CENTRED),
             *(
                 Higher(
                     f"interaction{alpha}",
@@ -266,7 +275,13 @@ def _identities() -> Experiment:
             Higher("slack", "network", 0.0, always=True, text="half the sharpness is at least the weighted l1 norm"),
             zero("flow", 1e-4, "small steps stay where gradient flow goes: asinh(beta / alpha^2) in the rows of X"),
             zero("l2_end", 1e-8, "from a large start gradient flow ends at the smallest l2 norm"),
-            zero("l1_end", 1e-4, "from a tiny start gradient flow ends at the smallest l1 norm"),
+            Higher(
+                "l1_slack",
+                "network",
+                -1e-8,
+                always=True,
+                text="from a tiny start the l1 norm exceeds the smallest by at most order 1 / log(1 / alpha)",
+            ),
         ),
         replicates=(3, 3),
         settings={"smoke": SMOKE, "bench": BENCH},

@@ -23,6 +23,11 @@ known: without whitening / training data whitened / all whitened .75/.20/.13 at 
 descent. Since then, the number of steps and of draws within a replicate was fixed by what a replicate costs, without
 sight of any score.
 
+A first run, on study seed 0, had a baseline that did not train: tuned on one draw, its rate lay at the edge of
+stability and failed on others (.35 to .84 of the training samples right); and the small network of ``networks`` was
+given too few steps of gradient descent. Rates are now tuned on several draws and starts, the steps are four times as
+many, premises ask that baselines fit, and the study seed is new.
+
 Departures from the paper: small data, so that anybody can run it; all samples of a replicate are drawn from the whole
 data set, its test part too; digits' three pixels that never vary are left out. The learning rates are tuned on one
 replicate and one size, on validation samples that take the place of the test samples, also in the whitening. The
@@ -153,6 +158,7 @@ def _digits() -> Experiment:
         premises=(
             Higher("accuracy", "none", 0.2, cases=few, text="without whitening, 20 samples teach more than chance"),
             Higher("train_accuracy", "full", 0.95, cases=few, text="networks fit 20 whitened training samples"),
+            Higher("train_accuracy", "none", 0.9, text="networks fit training samples that are not whitened"),
         ),
         claims=(
             Within("accuracy", "full", 0.1, by=0.05, cases=few, primary=True),
@@ -190,7 +196,7 @@ def _list(cases: tuple[str, ...]) -> str:
 def _fashion() -> Experiment:
     sizes = {"200+200": Size(200, 200), "2000+1000": Size(2000, 1000), "5000+1000": Size(5000, 1000)}
     few = ("200+200",)
-    bench = Grid("fashion_mnist", sizes, hidden=(64,), steps=300, batch_size=50, others=0)
+    bench = Grid("fashion_mnist", sizes, hidden=(64,), steps=300, batch_size=50, others=0, tuning_repeats=2)
     return Experiment(
         name="fashion",
         arms={name: replace(arm, stacked=None) for name, arm in {"none": NONE, "train": TRAIN, "full": FULL}.items()},
@@ -332,6 +338,7 @@ def _networks() -> Experiment:
             ),
         },
         cases=tuple(bench.sizes),
+        premises=(Higher("train_accuracy", "gradient", 0.9),),
         claims=(
             Higher("accuracy", "damped", "full"),
             Higher("accuracy", "gradient", "full"),
@@ -348,7 +355,7 @@ def _networks() -> Experiment:
 STUDY = Study(
     "whitening",
     (_identities(), _digits(), _second_order(), _networks(), _fashion(), _cifar10()),
-    seed=0,
+    seed=1,
     about="Does whitening, or a full second-order step, make unusable what the training data say about test data, and "
     "does a regularised second-order step avoid that?",
 )
