@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "command_line",
+    "curves",
     "docstrings",
     "methods_table",
     "pictures",

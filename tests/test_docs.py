@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from tests.pages import ROOT, Reader, Shown, blocks, quick
-from torchstone.bench import claims
+from torchstone.bench import claims, evidence
 from torchstone.bench.statistics import compare, critical_wins, decide, e_value, operating_characteristics
 from torchstone.bench.statistics.verdict import Verdict
 from torchstone.bench.store.schema import metadata
@@ -173,6 +173,18 @@ def test_a_picture_follows_the_theme_and_has_words(name: str) -> None:
     assert picture.description.endswith(".")
     assert not re.findall(r"(?:stroke|fill): #(?!ffffff)\w+", picture.svg), "a colour that ignores the theme"
     assert "var(--picture-" in picture.svg
+
+
+def test_curves_are_those_of_the_evidence() -> None:
+    curves = importlib.import_module("figures.curves")
+    picture = curves.draw("whitening", "digits", ["accuracy"], ["none", "full"], ["20+20", "30+31"])
+    means = evidence.load("whitening")["means"]["digits"]["accuracy"]
+    for arm in ("none", "full"):
+        said = ", ".join(f"{case} {means[f'{arm}/{case}'][0]:.3g}" for case in ("20+20", "30+31"))
+        assert f"{arm}: {said}" in picture.description
+    assert not re.findall(r"(?:stroke|fill): #(?!ffffff)\w+", picture.svg), "a colour that ignores the theme"
+    with pytest.raises(KeyError):
+        curves.draw("whitening", "digits", ["accuracy"], ["nobody"], ["20+20"])
 
 
 # ---------------------------------------------------------------- reference

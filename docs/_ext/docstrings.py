@@ -15,6 +15,8 @@ from sphinx.application import Sphinx
 
 BLOCK = re.compile(r"^(Shapes|Cost|Source|Raises):(?: +(.+))?$")
 UNREADABLE = re.compile(r"= <(?:[^<>]|<[^<>]*>)*>")
+LITERAL = re.compile(r"(`+.*?`+)")
+MARKUP = re.compile(r"\||(?<=[(, ])\*(?=\w+[,)])")  # norms and the axes of *stack, not substitutions and emphasis
 NAPOLEON = re.compile(r"^(Args|Returns|Yields|Raises|Example|Attributes|Shapes|Cost|Source):")
 
 
@@ -38,6 +40,14 @@ def as_fields(lines: list[str]) -> list[str]:
     return out
 
 
+def as_text(line: str) -> str:
+    """A line in which bars and the stars of shapes are themselves, outside of examples and literals."""
+    if line.lstrip().startswith((">>>", "...")):
+        return line
+    parts = LITERAL.split(line)
+    return "".join(part if place % 2 else MARKUP.sub(r"\\\g<0>", part) for place, part in enumerate(parts))
+
+
 def _same_paragraph(line: str) -> bool:
     return bool(line.strip()) and NAPOLEON.match(line) is None
 
@@ -50,7 +60,7 @@ def process(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: 
     """Rewrite a docstring in place; a constant does not inherit the one of its type."""
     if what == "data" and inspect.getdoc(thing) == "\n".join(lines).strip():
         lines.clear()
-    lines[:] = as_fields(lines)
+    lines[:] = [as_text(line) for line in as_fields(lines)]
 
 
 def readable(

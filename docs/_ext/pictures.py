@@ -20,14 +20,18 @@ class PictureDirective(SphinxDirective):
         """The picture with its caption."""
         module = importlib.import_module(f"figures.{self.arguments[0]}")
         self.env.note_dependency(str(module.__file__))
-        picture = module.draw()
-        figure = nodes.figure(classes=["picture"])
-        figure += nodes.raw("", picture.svg, format="html")
-        if self.content:
-            caption = nodes.caption()
-            caption += self.parse_inline(" ".join(self.content))[0]
-            figure += caption
-        return [figure]
+        return [figure_of(self, module.draw())]
+
+
+def figure_of(directive: SphinxDirective, picture: Any) -> nodes.figure:
+    """A picture, with the content of a directive as its caption."""
+    figure = nodes.figure(classes=["picture"])
+    figure += nodes.raw("", picture.svg, format="html")
+    if directive.content:
+        caption = nodes.caption()
+        caption += directive.parse_inline(" ".join(directive.content))[0]
+        figure += caption
+    return figure
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

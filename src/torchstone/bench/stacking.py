@@ -1,6 +1,6 @@
 """Many replicates in one pass: which ones go together, and whether it pays.
 
-An arm may be able to train many replicates at once (:attr:`torchstone.bench.Arm.stacked`). Where that is faster than
+An arm may be able to train many replicates at once (``Arm.stacked``). Where that is faster than
 one after another, replicates are run in blocks. Whether it is faster depends on the machine and on the arm, so it is
 measured: a calibration runs some steps both ways and is stored like any other run. How many replicates share a pass
 changes the order of float operations, so it is part of a run's identity; the blocks do not depend on how the study is

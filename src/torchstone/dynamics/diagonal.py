@@ -42,8 +42,8 @@ class DiagonalLinearNetwork(nn.Module):
     r"""f(x) = beta^T x, with beta an elementwise product of vectors, or a difference of powers.
 
     ``"uv"``: beta = u_1 * ... * u_depth, all sqrt(2) alpha at the start but the last, which is 0. ``"squares"``:
-    beta = w_+^depth - w_-^depth, both alpha / sqrt(2). Either starts at beta = 0. With two layers they are one network
-    in two bases: gradient descent on ``"uv"`` with step eta is that on ``"squares"`` with step eta / 2.
+    beta = ``w_+^depth - w_-^depth``, both alpha / sqrt(2). Either starts at beta = 0. With two layers they are one
+    network in two bases: gradient descent on ``"uv"`` with step eta is that on ``"squares"`` with step eta / 2.
 
     Args:
         d: number of features.

@@ -146,7 +146,7 @@ def group_accuracy(
         mask: the group apart, such as the examples with small margin.
 
     Shapes:
-        ``logits`` like ``y``, or (\*seeds, n, classes); returns three tensors (\*seeds). A group without examples has
+        ``logits`` like ``y``, or (*seeds, n, classes); returns three tensors (*seeds). A group without examples has
         NaN.
 
     Cost:

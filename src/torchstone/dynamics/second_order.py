@@ -75,10 +75,10 @@ class NewtonLinear:
         eps: eigenvalues of F up to this share of the largest count as zero at damping 0.
 
     Attributes:
-        preconditioner: P_lambda, (\*s, d, d).
-        moment: F, (\*s, d, d).
+        preconditioner: P_lambda, (*s, d, d).
+        moment: F, (*s, d, d).
 
-    Shapes: ``x`` (n, d) or (s, n, d); weights (\*s, k, d), outputs and their gradients (\*s, n, k).
+    Shapes: ``x`` (n, d) or (s, n, d); weights (*s, k, d), outputs and their gradients (*s, n, k).
     Cost: O(n d^2 + d^3) once, O(n d k + d^2 k) a step.
     Raises: TypeError or ValueError on wrong dtypes and shapes, NaN, or a damping outside [0, 1].
     Source: Wadia et al., ICML 2021, section 2.3.

@@ -119,10 +119,10 @@ class Whitening(nn.Module):
             ``center=True``, times sqrt(n - 1).
 
     Attributes:
-        mean: (\*s, d), zeros unless ``center``.
-        matrix: (\*s, k, d); k = d for ``"zca"``, the largest rank for ``"pca"`` (rows past a smaller rank are zero).
-        inverse: (\*s, d, k), the pseudo-inverse of ``matrix``.
-        rank_: (\*s), number of eigenvalues that count.
+        mean: (*s, d), zeros unless ``center``.
+        matrix: (*s, k, d); k = d for ``"zca"``, the largest rank for ``"pca"`` (rows past a smaller rank are zero).
+        inverse: (*s, d, k), the pseudo-inverse of ``matrix``.
+        rank_: (*s), number of eigenvalues that count.
 
     Shapes: ``fit`` takes (n, d), and (m, d) with ``"full"``; or (s, n, d) for s data sets, in one decomposition.
         ``forward`` takes (n, d) and returns (n, k), or (s, n, d) and (s, n, k).

@@ -58,8 +58,8 @@ class NCMetrics:
         within: Sigma_W.
 
     Shapes:
-        measures (\*s,), ``between_spectrum`` (\*s, min(classes, d)), ``counts`` (\*s, classes), ``means``
-        (\*s, classes, d), ``within`` (\*s, d, d), all float64.
+        measures (*s,), ``between_spectrum`` (*s, min(classes, d)), ``counts`` (*s, classes), ``means``
+        (*s, classes, d), ``within`` (*s, d, d), all float64.
     """
 
     nc1: Float[Tensor, "*s"]
@@ -122,8 +122,8 @@ def nc_metrics(
         rtol: eigenvalues of Sigma_B below this share of the largest count as zero.
 
     Shapes:
-        ``features`` (\*s, n, d) float; ``labels`` (\*s, n) int64, or (n,) for all; ``weight`` (\*s, classes, d);
-        ``bias`` (\*s, classes); each measure is (\*s,) float64. A class without rows makes measures NaN, with a
+        ``features`` (*s, n, d) float; ``labels`` (*s, n) int64, or (n,) for all; ``weight`` (*s, classes, d);
+        ``bias`` (*s, classes); each measure is (*s,) float64. A class without rows makes measures NaN, with a
         warning.
 
     Cost:

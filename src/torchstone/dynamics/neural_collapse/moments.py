@@ -28,7 +28,7 @@ class ClassMoments:
     r"""Counts, means and pooled scatter; the mean of a class without rows is zero.
 
     Shapes:
-        ``counts`` (\*s, classes), ``means`` (\*s, classes, d), ``scatter`` (\*s, d, d), all float64.
+        ``counts`` (*s, classes), ``means`` (*s, classes, d), ``scatter`` (*s, d, d), all float64.
     """
 
     counts: Float[Tensor, "*s classes"]
@@ -71,7 +71,7 @@ def class_moments(features: Float[Tensor, "*s n d"], labels: Int64[Tensor, "... 
     r"""Moments of one lot of rows, in float64; the arguments are not checked.
 
     Shapes:
-        ``features`` (\*s, n, d); ``labels`` (\*s, n), or (n,) for all.
+        ``features`` (*s, n, d); ``labels`` (*s, n), or (n,) for all.
 
     Cost:
         O(n d^2): one product of the centred rows with themselves.

@@ -43,13 +43,13 @@ class UnconstrainedFeatureModel(nn.Module):
         dtype: of the parameters; by default torch's own.
 
     Attributes:
-        free: H, (\*s, N, d).
-        weights: W_1, ..., W_L: (\*s, d, d), the last one (\*s, K, d).
-        bias: (\*s, K), or ``None``.
+        free: H, (*s, N, d).
+        weights: W_1, ..., W_L: (*s, d, d), the last one (*s, K, d).
+        bias: (*s, K), or ``None``.
         labels: (N,) int64.
 
     Shapes:
-        \*s is (seeds,) or nothing; ``forward()`` returns (\*s, N, K).
+        \*s is (seeds,) or nothing; ``forward()`` returns (*s, N, K).
 
     Cost:
         O(N d^2 L + N d K) a model; a stack is one batched product a layer.
