@@ -178,7 +178,9 @@ def test_a_picture_follows_the_theme_and_has_words(name: str) -> None:
 def test_curves_are_those_of_the_evidence() -> None:
     curves = importlib.import_module("figures.curves")
     picture = curves.draw("whitening", "digits", ["accuracy"], ["none", "full"], ["20+20", "30+31"])
-    means = evidence.load("whitening")["means"]["digits"]["accuracy"]
+    stored = evidence.load("whitening")
+    assert stored is not None
+    means = stored["means"]["digits"]["accuracy"]
     for arm in ("none", "full"):
         said = ", ".join(f"{case} {means[f'{arm}/{case}'][0]:.3g}" for case in ("20+20", "30+31"))
         assert f"{arm}: {said}" in picture.description
