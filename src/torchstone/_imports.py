@@ -1,4 +1,4 @@
-"""Objects of the user's own modules, named on the command line as ``module:object``."""
+"""Imports that wait: names of a package on first use, objects of the user's own modules by ``module:object``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torchstone.errors import UnknownNameError, did_you_mean
 
-__all__ = ["import_object", "working_directory_on_path"]
+__all__ = ["import_object", "lazy_front", "working_directory_on_path"]
+
+
+def lazy_front(
+    package: str, names: Sequence[str], modules: Sequence[str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose names are imported on first use.
+
+    Args:
+        package: its name.
+        names: its ``__all__``.
+        modules: of the package, searched in this order.
+    """
+
+    def get(name: str) -> Any:
+        if name in names:
+            for module in modules:
+                home = importlib.import_module(f"{package}.{module}")
+                if name in home.__all__:
+                    return getattr(home, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *names})
 
 
 @contextlib.contextmanager

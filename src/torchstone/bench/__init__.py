@@ -6,8 +6,9 @@ It knows no method and imports no torch when loaded. This front holds the words 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchstone._imports import lazy_front
 
 if TYPE_CHECKING:
     from torchstone.bench.claims import Claim, ClosesGap, Higher, Lower, Ratio, Trend, Within
@@ -42,16 +43,4 @@ __all__ = [
 
 # Searched in this order on first use of a name; all of them need NumPy, which asking a store does not.
 _MODULES = ("claims", "outcome", "seeds", "space", "study")
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in _MODULES:
-            home = importlib.import_module(f"torchstone.bench.{module}")
-            if name in home.__all__:
-                return getattr(home, name)
-    raise AttributeError(f"module 'torchstone.bench' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_front(__name__, __all__, _MODULES)

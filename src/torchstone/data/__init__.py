@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchstone._imports import lazy_front
 
 if TYPE_CHECKING:
     from torchstone.data.annotators import AnnotatorDataset, answer_table, majority_vote, simulate_answers
@@ -68,12 +69,4 @@ _MODULES = (
     "signals",
     "published_scores",
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in _MODULES:
-            home = importlib.import_module(f"torchstone.data.{module}")
-            if name in home.__all__:
-                return getattr(home, name)
-    raise AttributeError(f"module 'torchstone.data' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_front(__name__, __all__, _MODULES)

@@ -107,10 +107,10 @@ def diagonal_descent(
 
     count = len(x)
     loss, taken = x.new_full((count,), torch.inf), torch.zeros(count, dtype=torch.int64, device=x.device)
-    todo, done = torch.arange(count, device=x.device), 0
-    while done < steps and len(todo):
-        part = _Step(x[todo], y[todo], rate[todo], None if gram is None else (gram[0][todo], gram[1][todo]))
-        now_u, now_v = u[todo], v[todo]
+    active, done = torch.arange(count, device=x.device), 0
+    while done < steps and len(active):
+        part = _Step(x[active], y[active], rate[active], None if gram is None else (gram[0][active], gram[1][active]))
+        now_u, now_v = u[active], v[active]
         while True:
             for _ in range(min(CHECK_EVERY, steps - done)):
                 now_u, now_v = part(now_u, now_v)
@@ -121,8 +121,8 @@ def diagonal_descent(
             finished = ~(now_loss > tol) | now_loss.isinf()
             if done == steps or bool(finished.any()):
                 break
-        u[todo], v[todo], loss[todo], taken[todo] = now_u, now_v, now_loss, done
-        todo = todo[~finished]
+        u[active], v[active], loss[active], taken[active] = now_u, now_v, now_loss, done
+        active = active[~finished]
     u, v = (layer.reshape(*batch, d) for layer in (u, v))
     loss = loss.reshape(batch)
     return Descent(u, v, loss, taken.reshape(batch), loss <= tol, ~loss.isfinite())

@@ -18,6 +18,7 @@ from torchstone.dynamics import RankOneFlow, alignment, predict_limit, predicted
 from torchstone.dynamics.flow import integrate
 
 __all__ = [
+    "DEPTHS",
     "NEAR",
     "Problems",
     "Runs",
@@ -33,6 +34,7 @@ __all__ = [
     "starts",
 ]
 
+DEPTHS = {"N2": 2, "N3": 3, "N4": 4, "N6": 6}  # case -> layers
 NEAR = 0.02  # closer to a point than this share of s_1 is at the point
 
 

@@ -12,6 +12,7 @@ are constants; a parameter that is used in two places is one variable.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -46,7 +47,7 @@ class TraceEstimate(NamedTuple):
     standard_error: float
 
 
-class _CurvatureOperator:
+class _CurvatureOperator(ABC):
     """What the two operators share: choice of parameters, passes through the data, flat vectors."""
 
     def __init__(
@@ -116,9 +117,9 @@ class _CurvatureOperator:
         found = (signs * (self @ signs)).sum(0).double()
         return TraceEstimate(float(found.mean()), float(found.std()) / math.sqrt(samples))
 
+    @abstractmethod
     def _batch_product(self, x: Tensor, y: Tensor) -> Callable[[Params], Params]:
         """The product with a vector in parts, for the mean loss of one batch."""
-        raise NotImplementedError
 
     def _output(self, x: Tensor) -> Callable[[Params], Tensor]:
         return lambda params: functional_call(self.model, params, (x,))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchstone._imports import lazy_front
 
 if TYPE_CHECKING:
     from torchstone.bench.store.reading import Reader
@@ -14,16 +15,4 @@ __all__ = ["Reader", "RunRecord", "Store", "StudyRecord", "StudySummary", "owner
 
 # Searched in this order on first use of a name; the first two need neither SQLAlchemy nor NumPy.
 _MODULES = ("summary", "owner", "reading", "store")
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in _MODULES:
-            home = importlib.import_module(f"torchstone.bench.store.{module}")
-            if name in home.__all__:
-                return getattr(home, name)
-    raise AttributeError(f"module 'torchstone.bench.store' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_front(__name__, __all__, _MODULES)
